@@ -1,0 +1,3 @@
+//! ringest
+pub mod settings;
+pub mod observe;

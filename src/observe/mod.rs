@@ -1,0 +1,1 @@
+//! What ringest shows of itself. The flow never waits on anything here.

@@ -1,0 +1,83 @@
+//! Settings: what the flow runs by, once flags, environment, file and defaults have been merged.
+//!
+//! Nothing downstream of this module sees a raw flag: [`Settings`] is complete, absolute and checked.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use globset::GlobSet;
+
+/// Everything a command needs to know, resolved. All paths are absolute.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The staging directories, in the order given. Never empty.
+    pub sources: Vec<Source>,
+    /// Root of the date-partitioned warehouse.
+    pub warehouse: PathBuf,
+    /// Root of the JSONL manifests.
+    pub manifests: PathBuf,
+    /// Directory of the ledger, the instance lock and the control socket.
+    pub state_path: PathBuf,
+    /// How many reader threads.
+    pub concurrency: Concurrency,
+    /// End when everything present is ingested, set aside or unable to settle.
+    pub once: bool,
+    /// Print what would be done, touch nothing.
+    pub dry_run: bool,
+    /// Whether commits reach the disk before they are acknowledged.
+    pub durability: Durability,
+    /// Which interface the readers use.
+    pub io: IoChoice,
+    /// How bytes reach a warehouse on another filesystem.
+    pub copy_method: CopyMethod,
+    /// How readers read.
+    pub read_method: ReadMethod,
+    /// Time between two full scans of the staging directories.
+    pub rescan: Duration,
+    /// Time between two `summary` events.
+    pub metrics_interval: Duration,
+    /// Least severe level that is logged.
+    pub log_level: LogLevel,
+    /// Shape of the log lines.
+    pub log_format: LogFormat,
+    /// Most files in one commit.
+    pub batch_files: usize,
+    /// Kernel features to do without (`RINGEST_DISABLE`), for tests and for the careful.
+    pub disable: Disable,
+}
+
+/// One staging directory and how files in it are taken.
+#[derive(Debug, Clone)]
+pub struct Source {
+    /// Name in manifest, ledger and logs. Unique.
+    pub name: String,
+    /// The directory.
+    pub input: PathBuf,
+    /// How a file is recognised as finished.
+    pub mode: Mode,
+    /// How long identity must hold still in [`Mode::Stability`].
+    pub stability: Duration,
+    /// What is appended to a file's name to name its sidecar, with the dot: `.ok`.
+    pub sidecar_suffix: String,
+    /// Whether subdirectories are taken too.
+    pub recursive: bool,
+    /// Only relative paths that match are taken; `None` takes all.
+    pub include: Option<GlobSet>,
+    /// Relative paths that match are never taken.
+    pub exclude: Option<GlobSet>,
+    /// Names that end so are somebody's unfinished work.
+    pub ignore_suffixes: Vec<String>,
+    /// What to do with empty files.
+    pub empty: EmptyPolicy,
+    /// Whether read leases are used where they work.
+    pub lease: LeasePolicy,
+    /// What makes two files the same.
+    pub dedupe: Dedupe,
+    /// What becomes of a duplicate.
+    pub on_duplicate: OnDuplicate,
+}
+
+/// Suffixes ignored unless `ignore_suffixes` says otherwise.
+pub const DEFAULT_IGNORE_SUFFIXES: &[&str] = &[
+    ".tmp", ".part", ".partial", ".filepart", ".swp", ".crdownload", "~",
+];
