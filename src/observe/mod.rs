@@ -1,1 +1,18 @@
 //! What ringest shows of itself. The flow never waits on anything here.
+//!
+//! | module | what it is |
+//! |---|---|
+//! | [`events`] | one function for each thing that can be observed; the only place that names them |
+//! | [`log`] | events as JSON or text lines on stderr, written by a thread of its own |
+//! | [`metrics`] | counters, gauges and latency histograms; what `status` and `summary` show |
+//! | [`reporter`] | the `summary` event every interval |
+//! | [`control`] | the socket through which `status` asks a running instance |
+//! | [`systemd`] | READY, STOPPING and STATUS for `Type=notify` units |
+
+pub mod control;
+pub mod events;
+pub mod log;
+pub mod metrics;
+mod repeats;
+pub mod reporter;
+pub mod systemd;
