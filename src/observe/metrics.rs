@@ -1,6 +1,8 @@
-//! Counters, gauges and latency histograms.
+//! Counters, gauges and latency histograms, and the two ways they are shown: [`Status`] and
+//! [`Summary`].
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::ops::AddAssign;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -8,6 +10,14 @@ use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
+
+use super::log;
+
+/// Longest latency told apart; longer ones count as this. In microseconds: one hour.
+const LATENCY_MAX_US: u64 = 3_600_000_000;
+
+/// Significant decimal digits of a latency.
+const LATENCY_DIGITS: u8 = 3;
 
 /// A number of files and their bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -55,19 +65,32 @@ pub struct Tally {
 impl Tally {
     /// Adds to it.
     pub fn add(&self, count: Count) {
-        todo!()
+        self.files.fetch_add(count.files, Ordering::Relaxed);
+        self.bytes.fetch_add(count.bytes, Ordering::Relaxed);
     }
+
     /// Takes from it; never below zero.
     pub fn sub(&self, count: Count) {
-        todo!()
+        let take = |from: &AtomicU64, n: u64| {
+            let less = |value: u64| Some(value.saturating_sub(n));
+            let _ = from.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
+        };
+        take(&self.files, count.files);
+        take(&self.bytes, count.bytes);
     }
+
     /// Replaces it.
     pub fn set(&self, count: Count) {
-        todo!()
+        self.files.store(count.files, Ordering::Relaxed);
+        self.bytes.store(count.bytes, Ordering::Relaxed);
     }
+
     /// Its value now.
     pub fn get(&self) -> Count {
-        todo!()
+        Count {
+            files: self.files.load(Ordering::Relaxed),
+            bytes: self.bytes.load(Ordering::Relaxed),
+        }
     }
 }
 
@@ -106,6 +129,13 @@ pub struct Metrics {
     pub queue_depth: AtomicU64,
     /// Operations that failed.
     pub errors: AtomicU64,
+    started: Instant,
+    /// What earlier runs had processed.
+    processed_before: Tally,
+    oldest_pending: Mutex<Option<Instant>>,
+    pause_reason: Mutex<Option<String>>,
+    /// Microseconds, in the order of [`Stage::ALL`].
+    latencies: [Mutex<Histogram<u64>>; 6],
 }
 
 /// What an instance is doing.
@@ -124,23 +154,31 @@ pub enum State {
 
 /// Files or bytes by where they are. `discovered` is the sum of the others.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[allow(missing_docs)]
 pub struct Standing {
+    /// Ever seen.
     pub discovered: u64,
+    /// In the warehouse, with a manifest line.
     pub ingested: u64,
+    /// Same content as one ingested before.
     pub duplicate: u64,
+    /// Set aside by a rule.
     pub quarantined: u64,
+    /// Gone before anything was acknowledged.
     pub withdrawn: u64,
+    /// Not recorded yet.
     pub pending: u64,
 }
 
 /// Percentiles of one stage, in milliseconds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
-#[allow(missing_docs)]
 pub struct Latency {
+    /// Median.
     pub p50: f64,
+    /// Nine in ten were no slower.
     pub p90: f64,
+    /// 99 in 100 were no slower.
     pub p99: f64,
+    /// Slowest.
     pub max: f64,
     /// Number of files measured.
     pub count: u64,
@@ -196,10 +234,12 @@ pub struct Summary {
 
 /// The percentiles that a summary shows, in milliseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-#[allow(missing_docs)]
 pub struct SummaryLatency {
+    /// Median.
     pub p50: f64,
+    /// 99 in 100 were no slower.
     pub p99: f64,
+    /// Slowest.
     pub max: f64,
 }
 
@@ -223,74 +263,443 @@ impl Stage {
 
     /// Its name in logs and status.
     pub fn as_str(self) -> &'static str {
-        todo!()
+        match self {
+            Stage::Settle => "settle",
+            Stage::Queue => "queue",
+            Stage::Read => "read",
+            Stage::Place => "place",
+            Stage::Commit => "commit",
+            Stage::Total => "total",
+        }
     }
 }
 
 impl Default for Metrics {
     fn default() -> Metrics {
-        todo!()
+        Metrics::new()
     }
 }
 
 impl Metrics {
     /// Everything zero; the run begins now.
     pub fn new() -> Metrics {
-        todo!()
+        let latencies = || {
+            Histogram::new_with_bounds(1, LATENCY_MAX_US, LATENCY_DIGITS)
+                .expect("constant bounds that HdrHistogram takes")
+        };
+        Metrics {
+            ingested: Tally::default(),
+            duplicate: Tally::default(),
+            quarantined: Tally::default(),
+            withdrawn: Tally::default(),
+            pending: Tally::default(),
+            queue_depth: AtomicU64::new(0),
+            errors: AtomicU64::new(0),
+            started: Instant::now(),
+            processed_before: Tally::default(),
+            oldest_pending: Mutex::new(None),
+            pause_reason: Mutex::new(None),
+            latencies: std::array::from_fn(|_| Mutex::new(latencies())),
+        }
     }
-    /// Takes over what earlier runs recorded. Before the flow starts.
+
+    /// Takes over what earlier runs recorded. Call it before the flow starts.
     pub fn restore(&self, totals: Totals) {
-        todo!()
+        self.ingested.set(totals.ingested);
+        self.duplicate.set(totals.duplicate);
+        self.quarantined.set(totals.quarantined);
+        self.withdrawn.set(totals.withdrawn);
+        self.processed_before.set(self.processed_ever());
     }
+
     /// What became of all files ever recorded.
     pub fn totals(&self) -> Totals {
-        todo!()
+        Totals {
+            ingested: self.ingested.get(),
+            duplicate: self.duplicate.get(),
+            quarantined: self.quarantined.get(),
+            withdrawn: self.withdrawn.get(),
+        }
     }
+
     /// What was processed in this run: ingested, duplicate and quarantined.
     pub fn processed(&self) -> Count {
-        todo!()
+        difference(self.processed_ever(), self.processed_before.get())
     }
+
+    fn processed_ever(&self) -> Count {
+        let mut count = self.ingested.get();
+        count += self.duplicate.get();
+        count += self.quarantined.get();
+        count
+    }
+
     /// Records how long a stage took for one file.
     pub fn record(&self, stage: Stage, took: Duration) {
-        todo!()
+        self.record_many(stage, std::iter::once(took));
     }
+
     /// The same for many files, under one lock.
     pub fn record_many(&self, stage: Stage, took: impl Iterator<Item = Duration>) {
-        todo!()
+        let mut histogram = lock(&self.latencies[stage as usize]);
+        for took in took {
+            let us = u64::try_from(took.as_micros()).unwrap_or(LATENCY_MAX_US);
+            histogram.saturating_record(us.clamp(1, LATENCY_MAX_US));
+        }
     }
+
     /// Since when the oldest pending file is known; `None` if nothing is pending.
     pub fn set_oldest_pending(&self, since: Option<Instant>) {
-        todo!()
+        *lock(&self.oldest_pending) = since;
     }
+
     /// Intake stops for this reason. Says whether that is news.
     pub fn pause(&self, reason: &str) -> bool {
-        todo!()
+        let mut paused = lock(&self.pause_reason);
+        let news = paused.as_deref() != Some(reason);
+        if news {
+            *paused = Some(reason.to_owned());
+        }
+        news
     }
+
     /// Intake goes on. Says whether it was paused.
     pub fn resume(&self) -> bool {
-        todo!()
+        lock(&self.pause_reason).take().is_some()
     }
+
     /// Why intake is paused, if it is.
     pub fn pause_reason(&self) -> Option<String> {
-        todo!()
+        lock(&self.pause_reason).clone()
     }
-    /// What `status` shows. `Running` becomes `Paused` by itself.
+
+    /// What `status` shows. A running instance that has a reason to pause is shown as paused.
     pub fn status(&self, state: State) -> Status {
-        todo!()
+        let pause_reason = self.pause_reason();
+        let state = match state {
+            State::Running if pause_reason.is_some() => State::Paused,
+            state => state,
+        };
+        let alive = state != State::Stopped;
+        let totals = self.totals();
+        let pending = self.pending.get();
+        let oldest_pending = lock(&self.oldest_pending).map_or(0, |at| at.elapsed().as_secs());
+        Status {
+            state,
+            pause_reason,
+            files: Standing::of(&totals, pending, |count| count.files),
+            bytes: Standing::of(&totals, pending, |count| count.bytes),
+            queue_depth: self.queue_depth.load(Ordering::Relaxed),
+            oldest_pending_seconds: oldest_pending,
+            latency_ms: self.latencies(),
+            errors: self.errors.load(Ordering::Relaxed),
+            log_dropped: log::dropped(),
+            pid: alive.then(std::process::id),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            uptime_seconds: if alive {
+                self.started.elapsed().as_secs()
+            } else {
+                0
+            },
+        }
     }
-    /// The beginning of the run, as an interval.
+
+    /// The interval from the start of the run until now.
     pub fn run(&self) -> Interval {
-        todo!()
+        Interval {
+            since: self.started,
+            processed: Count::default(),
+        }
     }
+
+    /// An interval that begins now.
+    pub fn interval(&self) -> Interval {
+        Interval {
+            since: Instant::now(),
+            processed: self.processed(),
+        }
+    }
+
     /// The numbers since `interval` began; the next interval begins here.
     pub fn summary(&self, interval: &mut Interval) -> Summary {
-        todo!()
+        let next = self.interval();
+        let seconds = (next.since - interval.since).as_secs_f64().max(1e-9);
+        let done = difference(next.processed, interval.processed);
+        *interval = next;
+        let latency_ms = self.latencies().into_iter().map(|(stage, latency)| {
+            let Latency { p50, p99, max, .. } = latency;
+            (stage, SummaryLatency { p50, p99, max })
+        });
+        Summary {
+            files_processed: next.processed.files,
+            bytes_processed: next.processed.bytes,
+            queue_depth: self.queue_depth.load(Ordering::Relaxed),
+            pending: self.pending.get().files,
+            files_per_second: (done.files as f64 / seconds * 10.0).round() / 10.0,
+            bytes_per_second: (done.bytes as f64 / seconds).round() as u64,
+            latency_ms: latency_ms.collect(),
+        }
+    }
+
+    fn latencies(&self) -> BTreeMap<Stage, Latency> {
+        let of = |stage: Stage| Latency::of(&lock(&self.latencies[stage as usize]));
+        Stage::ALL.map(|stage| (stage, of(stage))).into()
+    }
+}
+
+impl Standing {
+    fn of(totals: &Totals, pending: Count, part: impl Fn(Count) -> u64) -> Standing {
+        let mut standing = Standing {
+            discovered: 0,
+            ingested: part(totals.ingested),
+            duplicate: part(totals.duplicate),
+            quarantined: part(totals.quarantined),
+            withdrawn: part(totals.withdrawn),
+            pending: part(pending),
+        };
+        standing.discovered = standing.ingested
+            + standing.duplicate
+            + standing.quarantined
+            + standing.withdrawn
+            + standing.pending;
+        standing
+    }
+
+    /// Each part with its name, in the order of the table.
+    fn parts(&self) -> [(&'static str, u64); 6] {
+        [
+            ("discovered", self.discovered),
+            ("ingested", self.ingested),
+            ("duplicate", self.duplicate),
+            ("quarantined", self.quarantined),
+            ("withdrawn", self.withdrawn),
+            ("pending", self.pending),
+        ]
+    }
+}
+
+impl Latency {
+    fn of(histogram: &Histogram<u64>) -> Latency {
+        // Whole microseconds: at most three decimals.
+        let ms = |us: u64| us as f64 / 1000.0;
+        Latency {
+            p50: ms(histogram.value_at_quantile(0.50)),
+            p90: ms(histogram.value_at_quantile(0.90)),
+            p99: ms(histogram.value_at_quantile(0.99)),
+            max: ms(histogram.max()),
+            count: histogram.len(),
+        }
+    }
+}
+
+impl State {
+    /// Its name in `status`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            State::Running => "running",
+            State::Paused => "paused",
+            State::Draining => "draining",
+            State::Stopped => "stopped",
+        }
     }
 }
 
 impl Status {
     /// For people: an aligned table.
     pub fn to_text(&self) -> String {
-        todo!()
+        let mut text = String::new();
+        // Writing to a String cannot fail.
+        let _ = self.write_text(&mut text);
+        text
+    }
+
+    fn write_text(&self, out: &mut String) -> std::fmt::Result {
+        write!(out, "ringest {}: {}", self.version, self.state.as_str())?;
+        if let Some(pid) = self.pid {
+            write!(out, ", pid {pid}, up {} s", grouped(self.uptime_seconds))?;
+        }
+        writeln!(out)?;
+        if let Some(reason) = &self.pause_reason {
+            writeln!(out, "paused: {}", reason.escape_debug())?;
+        }
+
+        writeln!(out, "\n{:<12}{:>16}{:>24}", "", "files", "bytes")?;
+        for ((name, files), (_, bytes)) in self.files.parts().into_iter().zip(self.bytes.parts()) {
+            let (files, bytes) = (grouped(files), grouped(bytes));
+            writeln!(out, "{name:<12}{files:>16}{bytes:>24}")?;
+        }
+
+        writeln!(out, "\nqueue depth     {}", grouped(self.queue_depth))?;
+        let oldest = grouped(self.oldest_pending_seconds);
+        writeln!(out, "oldest pending  {oldest} s")?;
+        writeln!(out, "errors          {}", grouped(self.errors))?;
+        writeln!(out, "log dropped     {}", grouped(self.log_dropped))?;
+
+        if self.latency_ms.values().any(|latency| latency.count > 0) {
+            let [p50, p90, p99, max, count] = ["p50", "p90", "p99", "max", "files"];
+            writeln!(
+                out,
+                "\n{:<12}{p50:>12}{p90:>12}{p99:>12}{max:>12}{count:>14}",
+                "latency, ms"
+            )?;
+            for (stage, latency) in &self.latency_ms {
+                let Latency {
+                    p50,
+                    p90,
+                    p99,
+                    max,
+                    count,
+                } = latency;
+                let (stage, count) = (stage.as_str(), grouped(*count));
+                writeln!(
+                    out,
+                    "{stage:<12}{p50:>12.3}{p90:>12.3}{p99:>12.3}{max:>12.3}{count:>14}"
+                )?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A number with its thousands apart: `1,234,567`.
+pub(super) fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::with_capacity(digits.len() * 4 / 3);
+    for (at, digit) in digits.chars().enumerate() {
+        if at > 0 && (digits.len() - at).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// What was added since; files and bytes are read one after the other, so never below zero.
+fn difference(now: Count, before: Count) -> Count {
+    Count {
+        files: now.files.saturating_sub(before.files),
+        bytes: now.bytes.saturating_sub(before.bytes),
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn count(files: u64, bytes: u64) -> Count {
+        Count { files, bytes }
+    }
+
+    #[test]
+    fn discovered_is_the_sum_of_everything_else() {
+        let metrics = Metrics::new();
+        metrics.restore(Totals {
+            ingested: count(10, 1000),
+            duplicate: count(2, 20),
+            quarantined: count(3, 33),
+            withdrawn: count(1, 0),
+        });
+        metrics.ingested.add(Count::file(7));
+        metrics.pending.add(count(5, 50));
+        metrics.pending.sub(count(1, 60));
+        let status = metrics.status(State::Running);
+        assert_eq!(status.files.discovered, 11 + 2 + 3 + 1 + 4);
+        assert_eq!(status.bytes.discovered, 1007 + 20 + 33);
+        assert_eq!(metrics.totals().ingested, count(11, 1007));
+        assert_eq!(metrics.processed(), Count::file(7), "of this run only");
+    }
+
+    #[test]
+    fn percentiles_are_in_milliseconds_within_a_thousandth() {
+        let metrics = Metrics::new();
+        metrics.record_many(Stage::Read, (1..=1000).map(Duration::from_millis));
+        let latency = metrics.status(State::Running).latency_ms[&Stage::Read];
+        let close = |value: f64, wanted: f64| (value - wanted).abs() <= wanted / 1000.0;
+        assert!(close(latency.p50, 500.0), "{latency:?}");
+        assert!(close(latency.p90, 900.0), "{latency:?}");
+        assert!(close(latency.p99, 990.0), "{latency:?}");
+        assert!(close(latency.max, 1000.0), "{latency:?}");
+        assert_eq!(latency.count, 1000);
+    }
+
+    #[test]
+    fn latencies_out_of_bounds_count_as_the_bound() {
+        let metrics = Metrics::new();
+        metrics.record(Stage::Settle, Duration::ZERO);
+        metrics.record(Stage::Total, Duration::MAX);
+        let latency_ms = metrics.status(State::Running).latency_ms;
+        assert_eq!(latency_ms[&Stage::Settle].max, 0.001);
+        let hour_ms = 3_600_000.0;
+        assert!((latency_ms[&Stage::Total].max - hour_ms).abs() < hour_ms / 1000.0);
+    }
+
+    #[test]
+    fn rates_are_of_the_interval_and_counts_of_the_run() {
+        let metrics = Metrics::new();
+        let mut interval = metrics.run();
+        metrics.ingested.add(count(100, 1000));
+        let first = metrics.summary(&mut interval);
+        assert_eq!((first.files_processed, first.bytes_processed), (100, 1000));
+        assert!(first.files_per_second > 0.0 && first.bytes_per_second > 0);
+        let second = metrics.summary(&mut interval);
+        assert_eq!(second.files_processed, 100);
+        assert_eq!((second.files_per_second, second.bytes_per_second), (0.0, 0));
+    }
+
+    #[test]
+    fn a_pause_shows_until_it_ends_and_is_news_once() {
+        let metrics = Metrics::new();
+        assert!(metrics.pause("disk full"));
+        assert!(!metrics.pause("disk full"));
+        let status = metrics.status(State::Running);
+        assert_eq!(status.state, State::Paused);
+        assert_eq!(status.pause_reason.as_deref(), Some("disk full"));
+        assert_eq!(metrics.status(State::Draining).state, State::Draining);
+        assert!(metrics.resume() && !metrics.resume());
+        assert_eq!(metrics.status(State::Running).state, State::Running);
+    }
+
+    #[test]
+    fn a_status_survives_json_with_its_stages_in_the_order_of_the_flow() {
+        let metrics = Metrics::new();
+        metrics.record(Stage::Commit, Duration::from_micros(1234));
+        metrics.set_oldest_pending(Some(Instant::now()));
+        let status = metrics.status(State::Running);
+        let json = serde_json::to_string(&status).expect("JSON");
+        assert!(json.starts_with(r#"{"state":"running","pause_reason":null,"files":{"#));
+        let at = |stage: Stage| json.find(&format!("\"{}\":{{", stage.as_str()));
+        let places = Stage::ALL.map(|stage| at(stage).expect("every stage"));
+        assert!(places.is_sorted());
+        let back: Status = serde_json::from_str(&json).expect("a status");
+        assert_eq!(back, status);
+    }
+
+    #[test]
+    fn the_status_of_no_instance_has_no_pid() {
+        let status = Metrics::new().status(State::Stopped);
+        assert_eq!((status.pid, status.uptime_seconds), (None, 0));
+    }
+
+    #[test]
+    fn the_table_is_aligned() {
+        let metrics = Metrics::new();
+        metrics.ingested.add(count(1_234_567, 89_000_000_000));
+        metrics.record(Stage::Read, Duration::from_micros(1500));
+        let mut status = metrics.status(State::Running);
+        (status.pid, status.uptime_seconds) = (Some(42), 3600);
+        status.version = "0.1.0".into();
+        let text = status.to_text();
+        assert!(text.starts_with("ringest 0.1.0: running, pid 42, up 3,600 s\n"));
+        assert!(text.contains("ingested           1,234,567          89,000,000,000\n"));
+        let table = |name: &str| {
+            let mut rows = text.lines().filter(|line| line.starts_with(name));
+            rows.next().expect("a row").len()
+        };
+        assert_eq!(table("discovered"), table("pending"));
+        assert_eq!(table("latency, ms"), table("read"));
     }
 }
