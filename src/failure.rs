@@ -1,0 +1,94 @@
+//! A failure that ends the program: what was done, to what, why it failed, and what to do about it.
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// Why the program ends with a code other than 0. The numbers are those of `sysexits.h` where it has one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exit {
+    /// Something is wrong with the data asked about.
+    Data = 1,
+    /// A required kernel feature or service is missing.
+    Unavailable = 69,
+    /// An I/O error, or state on the disk that cannot be trusted.
+    Io = 74,
+    /// Another instance holds one of the directories.
+    Busy = 75,
+    /// The configuration cannot work.
+    Config = 78,
+}
+
+/// An error for the person at the console.
+#[derive(Debug, Clone)]
+pub struct Failure {
+    /// The exit code it ends with.
+    pub exit: Exit,
+    /// What was being done: "open the ledger".
+    pub operation: String,
+    /// To what.
+    pub path: Option<PathBuf>,
+    /// What went wrong.
+    pub cause: String,
+    /// What the reader can do about it.
+    pub remedy: String,
+    /// Whether a sync failed, so that the page cache no longer shows what the disk holds.
+    pub suspect: bool,
+}
+
+impl Failure {
+    /// A failure of `operation` on `path`.
+    pub fn new(
+        exit: Exit,
+        operation: impl Into<String>,
+        path: &Path,
+        cause: impl fmt::Display,
+        remedy: impl Into<String>,
+    ) -> Failure {
+        Failure {
+            exit,
+            operation: operation.into(),
+            path: Some(path.to_path_buf()),
+            cause: cause.to_string(),
+            remedy: remedy.into(),
+            suspect: false,
+        }
+    }
+
+    /// An I/O error of `operation` on `path`, with the remedy that fits its kind.
+    pub fn io(operation: impl Into<String>, path: &Path, error: &io::Error) -> Failure {
+        let remedy = match error.kind() {
+            io::ErrorKind::PermissionDenied => {
+                "give the user ringest runs as access to this path, or run it as its owner"
+            }
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                "free space on this filesystem; nothing was lost, start again afterwards"
+            }
+            io::ErrorKind::NotFound => "check that the path exists and its filesystem is mounted",
+            _ => "check the device (dmesg) and the mount, then start again: recovery takes it from here",
+        };
+        Failure::new(Exit::Io, operation, path, error, remedy)
+    }
+
+    /// A failed sync: final, because a second one would say OK although the disk holds something else.
+    pub fn sync(operation: impl Into<String>, path: &Path, error: &io::Error) -> Failure {
+        Failure {
+            suspect: true,
+            remedy: "check the device (dmesg); nothing was acknowledged, and the next start reads past the cache"
+                .into(),
+            ..Failure::io(operation, path, error)
+        }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "cannot {}", self.operation)?;
+        if let Some(path) = &self.path {
+            write!(f, " {}", path.display())?;
+        }
+        write!(f, ": {}; {}", self.cause, self.remedy)
+    }
+}
+
+impl std::error::Error for Failure {}

@@ -1,0 +1,294 @@
+//! The operations with which the recorder changes a disk, and nothing else: the seam at which a simulated disk
+//! stands in for the kernel.
+
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use rustix::fs::{AtFlags, CWD, FallocateFlags, Mode, OFlags, RenameFlags};
+use rustix::io::Errno;
+
+use crate::io::stat::{self, FileStat};
+use crate::io::{lease, open};
+
+/// What the recorder needs of a disk. Names are single path components; no operation replaces a file.
+pub trait Disk {
+    /// An open directory.
+    type Dir: Clone;
+    /// An open file.
+    type File;
+
+    /// Opens the directory `path` beneath `root`, without following links. `""` is `root`.
+    fn open_dir(&self, root: &Self::Dir, path: &Path) -> io::Result<Self::Dir>;
+    /// Makes a directory. AlreadyExists is an error.
+    fn make_dir(&self, parent: &Self::Dir, name: &OsStr) -> io::Result<()>;
+    /// Names in a directory.
+    fn list(&self, dir: &Self::Dir) -> io::Result<Vec<OsString>>;
+    /// Makes every name in the directory durable.
+    fn sync_dir(&self, dir: &Self::Dir) -> io::Result<()>;
+
+    /// Looks at a name; `None` when there is nothing.
+    fn stat(&self, dir: &Self::Dir, name: &OsStr) -> io::Result<Option<FileStat>>;
+    /// Moves a name. AlreadyExists when the new one is taken.
+    fn rename(
+        &self,
+        from: &Self::Dir,
+        old: &OsStr,
+        to: &Self::Dir,
+        new: &OsStr,
+    ) -> io::Result<()>;
+    /// Gives an unnamed file its name. AlreadyExists when it is taken.
+    fn link(&self, file: &Self::File, to: &Self::Dir, name: &OsStr) -> io::Result<()>;
+    /// Removes a name.
+    fn unlink(&self, dir: &Self::Dir, name: &OsStr) -> io::Result<()>;
+
+    /// Opens a file for reading.
+    fn open(&self, dir: &Self::Dir, name: &OsStr) -> io::Result<Self::File>;
+    /// Opens a file for reading and writing, and makes it if it is not there. Its content stays.
+    fn create(&self, dir: &Self::Dir, name: &OsStr) -> io::Result<Self::File>;
+    /// Looks at an open file.
+    fn stat_file(&self, file: &Self::File) -> io::Result<FileStat>;
+    /// Reads at an offset; fewer bytes than asked for only at the end of the file.
+    fn read_at(&self, file: &Self::File, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
+    /// Writes all of `bytes` at an offset.
+    fn write_at(&self, file: &Self::File, bytes: &[u8], offset: u64) -> io::Result<()>;
+    /// Reserves space without changing the size, where the filesystem can.
+    fn reserve(&self, file: &Self::File, offset: u64, length: u64) -> io::Result<()>;
+    /// Makes the bytes of many files durable, all of which lie on the filesystem of `root`.
+    fn sync_files(&self, root: &Self::Dir, files: &[&Self::File]) -> io::Result<()>;
+    /// Drops what the cache holds of a file, so that the next read shows what the disk holds.
+    fn forget_cached(&self, file: &Self::File) -> io::Result<()>;
+    /// Whether no writer has come near the file since its lease was granted. True for a file without a lease.
+    fn unbroken(&self, file: &Self::File) -> bool;
+}
+
+/// A file on a real disk, and whether it was opened under a read lease.
+#[derive(Debug)]
+pub struct Handle {
+    fd: OwnedFd,
+    leased: bool,
+}
+
+impl Handle {
+    /// A file without a lease.
+    pub fn new(fd: OwnedFd) -> Handle {
+        Handle { fd, leased: false }
+    }
+
+    /// A file on which a read lease was granted.
+    pub fn leased(fd: OwnedFd) -> Handle {
+        Handle { fd, leased: true }
+    }
+
+    /// Whether a lease was granted when the file was opened.
+    pub fn has_lease(&self) -> bool {
+        self.leased
+    }
+}
+
+impl AsFd for Handle {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+/// An open directory on a real disk.
+pub type DirHandle = Arc<OwnedFd>;
+
+/// The kernel.
+#[derive(Debug, Clone, Copy)]
+pub struct RealDisk {
+    /// Whether syncs are carried out (`--durability full`).
+    pub durable: bool,
+    /// Whether one `syncfs` may stand for many `fsync`s. Not on overlayfs and FUSE, where it can hide an error.
+    pub syncfs: bool,
+}
+
+/// From this many files on, one `syncfs` is cheaper than a sync for each (measured: ext4, kernel 6.18).
+const SYNCFS_FILES_MIN: usize = 24;
+/// Syncs in flight at once; their journal commits merge.
+const SYNC_THREADS_MAX: usize = 8;
+
+impl Disk for RealDisk {
+    type Dir = DirHandle;
+    type File = Handle;
+
+    fn open_dir(&self, root: &DirHandle, path: &Path) -> io::Result<DirHandle> {
+        Ok(Arc::new(open::dir_beneath(root, path)?))
+    }
+
+    fn make_dir(&self, parent: &DirHandle, name: &OsStr) -> io::Result<()> {
+        Ok(rustix::fs::mkdirat(
+            parent,
+            name,
+            Mode::from_raw_mode(0o777),
+        )?)
+    }
+
+    fn list(&self, dir: &DirHandle) -> io::Result<Vec<OsString>> {
+        use std::os::unix::ffi::OsStringExt;
+        let mut names = Vec::new();
+        for entry in rustix::fs::Dir::read_from(dir)? {
+            let name = entry?.file_name().to_bytes().to_vec();
+            if name != b"." && name != b".." {
+                names.push(OsString::from_vec(name));
+            }
+        }
+        Ok(names)
+    }
+
+    fn sync_dir(&self, dir: &DirHandle) -> io::Result<()> {
+        self.fsync(dir.as_fd())
+    }
+
+    fn stat(&self, dir: &DirHandle, name: &OsStr) -> io::Result<Option<FileStat>> {
+        stat::stat_at(dir, name)
+    }
+
+    fn rename(&self, from: &DirHandle, old: &OsStr, to: &DirHandle, new: &OsStr) -> io::Result<()> {
+        Ok(rustix::fs::renameat_with(
+            from,
+            old,
+            to,
+            new,
+            RenameFlags::NOREPLACE,
+        )?)
+    }
+
+    fn link(&self, file: &Handle, to: &DirHandle, name: &OsStr) -> io::Result<()> {
+        // Linking a descriptor itself needs a capability (or, since 6.10, the credentials that opened it); its
+        // name under /proc does not.
+        match rustix::fs::linkat(file, c"", to, name, AtFlags::EMPTY_PATH) {
+            Err(Errno::NOENT | Errno::PERM) => Ok(rustix::fs::linkat(
+                CWD,
+                open::proc_path(file),
+                to,
+                name,
+                AtFlags::SYMLINK_FOLLOW,
+            )?),
+            linked => Ok(linked?),
+        }
+    }
+
+    fn unlink(&self, dir: &DirHandle, name: &OsStr) -> io::Result<()> {
+        Ok(rustix::fs::unlinkat(dir, name, AtFlags::empty())?)
+    }
+
+    fn open(&self, dir: &DirHandle, name: &OsStr) -> io::Result<Handle> {
+        Ok(Handle::new(open::file_beneath(dir, name)?))
+    }
+
+    fn create(&self, dir: &DirHandle, name: &OsStr) -> io::Result<Handle> {
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        Ok(Handle::new(rustix::fs::openat(
+            dir,
+            name,
+            flags,
+            Mode::from_raw_mode(0o666),
+        )?))
+    }
+
+    fn stat_file(&self, file: &Handle) -> io::Result<FileStat> {
+        stat::stat_fd(file)
+    }
+
+    fn read_at(&self, file: &Handle, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        let mut read = 0;
+        while read < buffer.len() {
+            match rustix::io::pread(file, &mut buffer[read..], offset + read as u64) {
+                Ok(0) => break,
+                Ok(bytes) => read += bytes,
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(read)
+    }
+
+    fn write_at(&self, file: &Handle, mut bytes: &[u8], mut offset: u64) -> io::Result<()> {
+        while !bytes.is_empty() {
+            match rustix::io::pwrite(file, bytes, offset) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(written) => {
+                    bytes = &bytes[written..];
+                    offset += written as u64;
+                }
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+
+    fn reserve(&self, file: &Handle, offset: u64, length: u64) -> io::Result<()> {
+        match rustix::fs::fallocate(file, FallocateFlags::KEEP_SIZE, offset, length) {
+            // Filesystems that cannot reserve say so; the write itself will find out.
+            Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => Ok(()),
+            reserved => Ok(reserved?),
+        }
+    }
+
+    fn sync_files(&self, root: &DirHandle, files: &[&Handle]) -> io::Result<()> {
+        if !self.durable {
+            return Ok(());
+        }
+        if self.syncfs && files.len() >= SYNCFS_FILES_MIN {
+            return Ok(rustix::fs::syncfs(root)?);
+        }
+        let threads = files.len().min(SYNC_THREADS_MAX);
+        if threads <= 1 {
+            return files.iter().try_for_each(|file| self.fsync(file.as_fd()));
+        }
+        let next = AtomicUsize::new(0);
+        std::thread::scope(|scope| {
+            let workers: Vec<_> = (0..threads)
+                .map(|_| {
+                    scope.spawn(|| {
+                        while let Some(file) = files.get(next.fetch_add(1, Ordering::Relaxed)) {
+                            self.fsync(file.as_fd())?;
+                        }
+                        Ok(())
+                    })
+                })
+                .collect();
+            workers
+                .into_iter()
+                .try_for_each(|worker| match worker.join() {
+                    Ok(synced) => synced,
+                    Err(_) => Err(io::Error::other("a sync thread panicked")),
+                })
+        })
+    }
+
+    fn forget_cached(&self, file: &Handle) -> io::Result<()> {
+        // Only clean pages can be dropped.
+        self.fsync(file.as_fd())?;
+        Ok(rustix::fs::fadvise(
+            file,
+            0,
+            None,
+            rustix::fs::Advice::DontNeed,
+        )?)
+    }
+
+    fn unbroken(&self, file: &Handle) -> bool {
+        !file.leased || lease::still_held(file.as_fd())
+    }
+}
+
+impl RealDisk {
+    fn fsync(&self, fd: BorrowedFd<'_>) -> io::Result<()> {
+        if !self.durable {
+            return Ok(());
+        }
+        loop {
+            match rustix::fs::fsync(fd) {
+                Err(Errno::INTR) => {}
+                synced => return Ok(synced?),
+            }
+        }
+    }
+}

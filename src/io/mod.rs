@@ -1,0 +1,14 @@
+//! The only door to the kernel. `record/` goes through [`Disk`], so that a simulated disk can stand in for the
+//! real one; discovery and the readers use the plain calls gathered here.
+
+pub mod clock;
+pub mod disk;
+pub mod lease;
+pub mod open;
+pub mod probe;
+pub mod read_engine;
+pub mod stat;
+
+pub use clock::Clock;
+pub use disk::{Disk, RealDisk};
+pub use stat::{FileStat, Identity, Timestamp};

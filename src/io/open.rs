@@ -1,0 +1,66 @@
+//! Opening what lies in a directory that others write to: always beneath a descriptor, never through a symbolic
+//! link or a mount point, never blocking on a FIFO.
+
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
+
+const BENEATH: ResolveFlags = ResolveFlags::BENEATH
+    .union(ResolveFlags::NO_SYMLINKS)
+    .union(ResolveFlags::NO_XDEV);
+
+/// Opens a file for reading. ELOOP: a symbolic link is on the way; EXDEV: a mount point is, or the path escapes.
+pub fn file_beneath(root: impl AsFd, path: &OsStr) -> io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    // Reading need not dirty the inode, but only its owner may ask for that.
+    match open(root.as_fd(), path, flags | OFlags::NOATIME) {
+        Err(error) if error.raw_os_error() == Some(Errno::PERM.raw_os_error()) => {
+            open(root, path, flags)
+        }
+        opened => opened,
+    }
+}
+
+/// Opens a directory beneath `root`; `""` is `root` itself.
+pub fn dir_beneath(root: impl AsFd, path: &Path) -> io::Result<OwnedFd> {
+    let path = if path.as_os_str().is_empty() {
+        OsStr::new(".")
+    } else {
+        path.as_os_str()
+    };
+    open(
+        root,
+        path,
+        OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+    )
+}
+
+/// Opens a root directory by its path, which may lead through symbolic links: the operator chose it.
+pub fn root_dir(path: &Path) -> io::Result<OwnedFd> {
+    Ok(rustix::fs::open(
+        path,
+        OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?)
+}
+
+fn open(root: impl AsFd, path: &OsStr, flags: OFlags) -> io::Result<OwnedFd> {
+    // EAGAIN: a rename elsewhere made the kernel unsure whether we stayed beneath (or, for long, somebody's lease).
+    for _ in 0..16 {
+        match rustix::fs::openat2(root.as_fd(), path, flags, Mode::empty(), BENEATH) {
+            Err(Errno::INTR | Errno::AGAIN) => continue,
+            opened => return Ok(opened?),
+        }
+    }
+    Err(Errno::AGAIN.into())
+}
+
+/// Where an inode without a name can be linked from: through its descriptor.
+pub fn proc_path(fd: impl AsFd) -> OsString {
+    use std::os::fd::AsRawFd;
+    format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd()).into()
+}

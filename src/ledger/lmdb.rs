@@ -1,0 +1,789 @@
+//! The ledger in LMDB, through heed.
+//!
+//! LMDB maps its file: a page that a truncation took away would end the program with SIGBUS. So the file is kept
+//! longer than any page in use, and a file that is shorter is refused before it is mapped.
+#![allow(unsafe_code)]
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read};
+use std::ops::Bound;
+use std::path::{Path, PathBuf};
+
+use heed::types::Bytes;
+use heed::{Database, Env, EnvFlags, EnvOpenOptions, MdbError, PutFlags, RoTxn, RwTxn, WithoutTls};
+
+use crate::failure::{Exit, Failure};
+use crate::observe::metrics::Totals;
+use crate::settings::Durability;
+
+use super::schema::{Value, lines_key, owed_key};
+use super::{
+    Arrival, Commit, ContentKey, Kept, Ledger, ManifestEnd, Opening, Owed, PendingLines, Record,
+    RecordState, SourceEntry, SourceId,
+};
+
+/// Version of the tables as a whole.
+const FORMAT: u64 = 1;
+/// Address space reserved at the start, in bytes. Not memory, not disk.
+const MAP_BYTES: usize = 64 << 30;
+/// How much longer than its last page the file is kept, in bytes; a hole, except for what is in use.
+const HEADROOM_BYTES: u64 = 64 << 20;
+/// Most readers (`find`, `verify`, `status`) beside the writer.
+const READERS_MAX: u32 = 126;
+
+type Table = Database<Bytes, Bytes>;
+
+/// A ledger on disk.
+pub struct Lmdb {
+    env: Env<WithoutTls>,
+    dir: PathBuf,
+    tables: Tables,
+    file: Option<File>,
+    file_bytes: u64,
+}
+
+#[derive(Clone, Copy)]
+struct Tables {
+    meta: Table,
+    sources: Table,
+    intents: Table,
+    records: Table,
+    content: Table,
+    owed: Table,
+    lines: Table,
+    kept: Table,
+}
+
+const TABLE_NAMES: [&str; 8] = [
+    "meta", "sources", "intents", "records", "content", "owed", "lines", "kept",
+];
+
+impl Tables {
+    fn from_list(list: [Table; 8]) -> Tables {
+        let [
+            meta,
+            sources,
+            intents,
+            records,
+            content,
+            owed,
+            lines,
+            kept,
+        ] = list;
+        Tables {
+            meta,
+            sources,
+            intents,
+            records,
+            content,
+            owed,
+            lines,
+            kept,
+        }
+    }
+}
+
+/// Names in `meta`.
+mod meta {
+    pub const FORMAT: &[u8] = b"format";
+    pub const UUID: &[u8] = b"uuid";
+    pub const NEXT_SEQ: &[u8] = b"next_seq";
+    pub const LAST_TIME: &[u8] = b"last_time_micros";
+    pub const CLEAN: &[u8] = b"clean";
+    pub const ASSIGNED: &[u8] = b"manifest_assigned";
+    pub const SYNCED: &[u8] = b"manifest_synced";
+    pub const TOTALS: &[u8] = b"totals";
+    pub const NUMBERS: &[u8] = b"numbers";
+}
+
+/// How far manifests go.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct ManifestEnds {
+    /// The end that is promised.
+    pub assigned: Option<ManifestEnd>,
+    /// The end that is known to be durable.
+    pub synced: Option<ManifestEnd>,
+}
+
+/// What went wrong inside a transaction.
+enum TxnError {
+    Heed(heed::Error),
+    Failure(Failure),
+}
+
+impl From<heed::Error> for TxnError {
+    fn from(error: heed::Error) -> TxnError {
+        TxnError::Heed(error)
+    }
+}
+
+impl From<Failure> for TxnError {
+    fn from(failure: Failure) -> TxnError {
+        TxnError::Failure(failure)
+    }
+}
+
+impl Lmdb {
+    /// Opens the ledger in `dir`, making it if it is not there.
+    pub fn open(dir: &Path, durability: Durability) -> Result<Lmdb, Failure> {
+        std::fs::create_dir_all(dir)
+            .map_err(|error| Failure::io("make the ledger's directory", dir, &error))?;
+        refuse_if_damaged(dir)?;
+        let flags = match durability {
+            Durability::Full => EnvFlags::empty(),
+            Durability::None => EnvFlags::NO_SYNC | EnvFlags::NO_META_SYNC,
+        };
+        let env = open_env(dir, flags)?;
+        let create = || -> Result<Tables, heed::Error> {
+            let mut txn = env.write_txn()?;
+            let mut list = Vec::new();
+            for name in TABLE_NAMES {
+                list.push(env.create_database::<Bytes, Bytes>(&mut txn, Some(name))?);
+            }
+            txn.commit()?;
+            Ok(Tables::from_list(list.try_into().expect("eight names")))
+        };
+        let tables = create().map_err(|error| damaged(dir, "open the tables of the ledger", &error))?;
+        let data = dir.join("data.mdb");
+        let file = OpenOptions::new()
+            .write(true)
+            .open(&data)
+            .map_err(|error| Failure::io("open the ledger", &data, &error))?;
+        let mut ledger = Lmdb {
+            env,
+            dir: dir.to_path_buf(),
+            tables,
+            file: Some(file),
+            file_bytes: 0,
+        };
+        ledger.keep_headroom()?;
+        ledger.check_format()?;
+        Ok(ledger)
+    }
+
+    /// Opens the ledger in `dir` for reading only, also beside a running instance.
+    pub fn open_read_only(dir: &Path) -> Result<Lmdb, Failure> {
+        if !dir.join("data.mdb").exists() {
+            return Err(Failure::new(
+                Exit::Config,
+                "open the ledger in",
+                dir,
+                "there is none",
+                "name the state directory of a ringest that has run (--state-path)",
+            ));
+        }
+        refuse_if_damaged(dir)?;
+        let env = open_env(dir, EnvFlags::READ_ONLY)?;
+        let open = || -> Result<Option<Tables>, heed::Error> {
+            let txn = env.read_txn()?;
+            let mut list = Vec::new();
+            for name in TABLE_NAMES {
+                match env.open_database::<Bytes, Bytes>(&txn, Some(name))? {
+                    Some(table) => list.push(table),
+                    None => return Ok(None),
+                }
+            }
+            // Committed, not dropped: LMDB closes handles that an aborted transaction opened.
+            txn.commit()?;
+            Ok(Some(Tables::from_list(list.try_into().expect("eight names"))))
+        };
+        let tables = open()
+            .map_err(|error| damaged(dir, "open the tables of the ledger", &error))?
+            .ok_or_else(|| {
+                Failure::new(
+                    Exit::Io,
+                    "read the ledger in",
+                    dir,
+                    "tables are missing",
+                    "start `ringest run` once, or restore the state directory from a backup",
+                )
+            })?;
+        let ledger = Lmdb {
+            env,
+            dir: dir.to_path_buf(),
+            tables,
+            file: None,
+            file_bytes: 0,
+        };
+        ledger.check_format()?;
+        Ok(ledger)
+    }
+
+    fn check_format(&self) -> Result<(), Failure> {
+        match self.meta::<u64>(meta::FORMAT)? {
+            Some(format) if format > FORMAT => Err(Failure::new(
+                Exit::Config,
+                "use the ledger in",
+                &self.dir,
+                format!("it has format {format}, this program knows {FORMAT}"),
+                "run the newer ringest that wrote it",
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// Keeps the file longer than its last page; see the head of this module.
+    fn keep_headroom(&mut self) -> Result<(), Failure> {
+        let Some(file) = &self.file else {
+            return Ok(());
+        };
+        let used = (self.env.info().last_page_number as u64 + 1) * PAGE_BYTES;
+        if used + HEADROOM_BYTES / 2 > self.file_bytes {
+            let wanted = used.next_multiple_of(HEADROOM_BYTES) + HEADROOM_BYTES;
+            let extend = || -> io::Result<u64> {
+                let length = file.metadata()?.len();
+                if length < wanted {
+                    file.set_len(wanted)?;
+                }
+                Ok(length.max(wanted))
+            };
+            self.file_bytes =
+                extend().map_err(|error| Failure::io("extend the ledger in", &self.dir, &error))?;
+        }
+        Ok(())
+    }
+
+    /// Runs `change` in a transaction and commits it. A full map is grown and the change replayed.
+    fn write(
+        &mut self,
+        operation: &str,
+        change: impl Fn(&mut RwTxn<'_>, &Tables) -> Result<(), TxnError>,
+    ) -> Result<(), Failure> {
+        loop {
+            let attempt = || -> Result<(), TxnError> {
+                let mut txn = self.env.write_txn()?;
+                change(&mut txn, &self.tables)?;
+                Ok(txn.commit()?)
+            };
+            match attempt() {
+                Ok(()) => return self.keep_headroom(),
+                Err(TxnError::Failure(failure)) => return Err(failure),
+                Err(TxnError::Heed(heed::Error::Mdb(MdbError::MapFull))) => {
+                    let size = self.env.info().map_size * 2;
+                    // SAFETY: this process has no other transaction open: the recorder is the ledger's only
+                    // user here, and the failed transaction is gone.
+                    unsafe { self.env.resize(size) }
+                        .map_err(|error| damaged(&self.dir, "grow the map of the ledger in", &error))?;
+                }
+                Err(TxnError::Heed(error)) => {
+                    return Err(Failure {
+                        suspect: true,
+                        ..damaged(&self.dir, operation, &error)
+                    });
+                }
+            }
+        }
+    }
+
+    fn read<T>(
+        &self,
+        operation: &str,
+        look: impl FnOnce(&RoTxn<'_, WithoutTls>, &Tables) -> Result<T, TxnError>,
+    ) -> Result<T, Failure> {
+        let attempt = || -> Result<T, TxnError> {
+            let txn = self.env.read_txn()?;
+            look(&txn, &self.tables)
+        };
+        attempt().map_err(|error| match error {
+            TxnError::Heed(error) => damaged(&self.dir, operation, &error),
+            TxnError::Failure(failure) => failure,
+        })
+    }
+
+    fn meta<V: Value>(&self, name: &[u8]) -> Result<Option<V>, Failure> {
+        self.read("read the ledger in", |txn, tables| {
+            Ok(tables
+                .meta
+                .get(txn, name)?
+                .map(|bytes| decode(&self.dir, "meta", bytes))
+                .transpose()?)
+        })
+    }
+
+    /// This ledger's name, in 32 hex digits; `None` before it was named.
+    pub fn uuid(&self) -> Result<Option<String>, Failure> {
+        self.meta(meta::UUID)
+    }
+
+    /// Files and bytes so far.
+    pub fn totals(&self) -> Result<Totals, Failure> {
+        Ok(self
+            .meta::<String>(meta::TOTALS)?
+            .and_then(|json| serde_json::from_str(&json).ok())
+            .unwrap_or_default())
+    }
+
+    /// Numbers that the last session left, as JSON.
+    pub fn numbers(&self) -> Result<Option<String>, Failure> {
+        self.meta(meta::NUMBERS)
+    }
+
+    /// Whether the last session ended by itself.
+    pub fn clean(&self) -> Result<bool, Failure> {
+        Ok(self.meta::<u64>(meta::CLEAN)?.unwrap_or(1) == 1)
+    }
+
+    /// One past the last sequence number.
+    pub fn next_seq(&self) -> Result<u64, Failure> {
+        Ok(self.meta(meta::NEXT_SEQ)?.unwrap_or(1))
+    }
+
+    /// How far the manifests go.
+    pub fn manifest_ends(&self) -> Result<ManifestEnds, Failure> {
+        Ok(ManifestEnds {
+            assigned: self.meta(meta::ASSIGNED)?,
+            synced: self.meta(meta::SYNCED)?,
+        })
+    }
+
+    /// All staging directories ever used.
+    pub fn sources(&self) -> Result<Vec<SourceEntry>, Failure> {
+        self.all(|tables| tables.sources, "sources")
+    }
+
+    /// Open intents, in order.
+    pub fn intents(&self) -> Result<Vec<Arrival>, Failure> {
+        self.all(|tables| tables.intents, "intents")
+    }
+
+    /// Removals owed, in order.
+    pub fn owed(&self) -> Result<Vec<Owed>, Failure> {
+        self.all(|tables| tables.owed, "owed")
+    }
+
+    /// Files that stay in staging.
+    pub fn kept(&self) -> Result<Vec<Kept>, Failure> {
+        self.all(|tables| tables.kept, "kept")
+    }
+
+    /// Lines promised and not known to be written.
+    pub fn pending_lines(&self) -> Result<Vec<PendingLines>, Failure> {
+        self.all(|tables| tables.lines, "lines")
+    }
+
+    /// Up to `limit` records from sequence number `from` on. Ask again from past the last one: no transaction
+    /// stays open between two calls.
+    pub fn records_from(&self, from: u64, limit: usize) -> Result<Vec<Record>, Failure> {
+        self.read("read the ledger in", |txn, tables| {
+            let start = from.to_be_bytes();
+            let range = (Bound::Included(start.as_slice()), Bound::Unbounded);
+            let mut records = Vec::with_capacity(limit);
+            for entry in tables.records.range(txn, &range)?.take(limit) {
+                records.push(decode(&self.dir, "records", entry?.1)?);
+            }
+            Ok(records)
+        })
+    }
+
+    /// Sequence numbers of all content keys of this digest.
+    pub fn by_digest(&self, digest: &[u8; 32]) -> Result<Vec<u64>, Failure> {
+        self.read("read the ledger in", |txn, tables| {
+            let mut found = Vec::new();
+            for entry in tables.content.prefix_iter(txn, digest)? {
+                found.push(seq_value(&self.dir, entry?.1)?);
+            }
+            Ok(found)
+        })
+    }
+
+    /// Number of content keys.
+    pub fn content_len(&self) -> Result<u64, Failure> {
+        self.read("read the ledger in", |txn, tables| {
+            Ok(tables.content.len(txn)?)
+        })
+    }
+
+    /// Which arrival brought each content.
+    pub fn lookup_all(&self, keys: &[ContentKey]) -> Result<Vec<Option<u64>>, Failure> {
+        self.read("read the ledger in", |txn, tables| {
+            keys.iter()
+                .map(|key| {
+                    Ok(tables
+                        .content
+                        .get(txn, key.as_bytes())?
+                        .map(|bytes| seq_value(&self.dir, bytes))
+                        .transpose()?)
+                })
+                .collect()
+        })
+    }
+
+    /// What became of an arrival.
+    pub fn record_of(&self, seq: u64) -> Result<Option<Record>, Failure> {
+        self.read("read the ledger in", |txn, tables| {
+            Ok(tables
+                .records
+                .get(txn, &seq.to_be_bytes())?
+                .map(|bytes| decode(&self.dir, "records", bytes))
+                .transpose()?)
+        })
+    }
+
+    fn all<V: Value>(
+        &self,
+        table: impl Fn(&Tables) -> Table,
+        name: &str,
+    ) -> Result<Vec<V>, Failure> {
+        self.read("read the ledger in", |txn, tables| {
+            let mut values = Vec::new();
+            for entry in table(tables).iter(txn)? {
+                values.push(decode(&self.dir, name, entry?.1)?);
+            }
+            Ok(values)
+        })
+    }
+}
+
+impl Ledger for Lmdb {
+    fn open_session(&mut self) -> Result<Opening, Failure> {
+        let ends = self.manifest_ends()?;
+        Ok(Opening {
+            uuid: self.uuid()?.unwrap_or_default(),
+            next_seq: self.next_seq()?,
+            last_time_micros: self.meta::<u64>(meta::LAST_TIME)?.unwrap_or(0) as i64,
+            clean: self.clean()?,
+            manifest: ends.assigned,
+            totals: self.totals()?,
+            intents: self.intents()?,
+            owed: self.owed()?,
+            pending_lines: self.pending_lines()?,
+            sources: self.sources()?,
+        })
+    }
+
+    fn found(&mut self, uuid: &str) -> Result<(), Failure> {
+        self.write("name the ledger in", |txn, tables| {
+            tables.meta.put(txn, meta::FORMAT, &FORMAT.encode())?;
+            tables
+                .meta
+                .put(txn, meta::UUID, &uuid.to_string().encode())?;
+            Ok(())
+        })
+    }
+
+    fn source_id(&mut self, name: &str, input: &Path) -> Result<SourceId, Failure> {
+        let known = self.sources()?;
+        if let Some(entry) = known
+            .iter()
+            .find(|entry| entry.name == name && entry.input == input)
+        {
+            return Ok(entry.id);
+        }
+        let next = known.iter().map(|entry| entry.id.0).max().unwrap_or(0) + 1;
+        let entry = SourceEntry {
+            id: SourceId(next),
+            name: name.to_string(),
+            input: input.to_path_buf(),
+        };
+        self.write("add a source to the ledger in", |txn, tables| {
+            Ok(tables
+                .sources
+                .put(txn, &next.to_be_bytes(), &entry.encode())?)
+        })?;
+        Ok(entry.id)
+    }
+
+    fn lookup(&mut self, keys: &[ContentKey]) -> Result<Vec<Option<u64>>, Failure> {
+        self.lookup_all(keys)
+    }
+
+    fn record(&mut self, seq: u64) -> Result<Option<Record>, Failure> {
+        self.record_of(seq)
+    }
+
+    fn commit_intents(&mut self, intents: &[Arrival], next_seq: u64) -> Result<(), Failure> {
+        let time = intents.iter().map(|intent| intent.time_micros).max();
+        self.write("commit intents to the ledger in", |txn, tables| {
+            for intent in intents {
+                tables.intents.put_with_flags(
+                    txn,
+                    PutFlags::APPEND,
+                    &intent.seq.to_be_bytes(),
+                    &intent.encode(),
+                )?;
+            }
+            if let Some(time) = time {
+                let time = time as u64;
+                tables.meta.put(txn, meta::LAST_TIME, &time.encode())?;
+            }
+            tables.meta.put(txn, meta::NEXT_SEQ, &next_seq.encode())?;
+            Ok(())
+        })
+    }
+
+    fn commit_records(&mut self, commit: &Commit) -> Result<(), Failure> {
+        let mut content: Vec<&(ContentKey, u64)> = commit.content.iter().collect();
+        content.sort_unstable();
+        let totals = serde_json::to_string(&commit.totals).expect("plain numbers");
+        let time = commit
+            .records
+            .iter()
+            .filter_map(|record| match &record.state {
+                RecordState::Done { arrival, .. } => Some(arrival.time_micros),
+                RecordState::Void => None,
+            })
+            .max();
+        self.write("commit records to the ledger in", |txn, tables| {
+            for record in &commit.records {
+                let key = record.seq.to_be_bytes();
+                tables
+                    .records
+                    .put_with_flags(txn, PutFlags::APPEND, &key, &record.encode())?;
+                tables.intents.delete(txn, &key)?;
+            }
+            for (key, seq) in &content {
+                tables
+                    .content
+                    .put(txn, key.as_bytes(), &seq.to_be_bytes())?;
+            }
+            if let Some(lines) = &commit.lines {
+                let key = lines_key(lines.hour, lines.offset);
+                tables.lines.put(txn, &key, &lines.encode())?;
+                tables
+                    .meta
+                    .put(txn, meta::ASSIGNED, &lines.end().encode())?;
+            }
+            for owed in &commit.owed {
+                tables
+                    .owed
+                    .put(txn, &owed_key(owed.seq, owed.kind), &owed.encode())?;
+            }
+            for (seq, kind) in &commit.paid {
+                tables.owed.delete(txn, &owed_key(*seq, *kind))?;
+            }
+            for kept in &commit.kept {
+                let key = Kept::fingerprint(kept.source, &kept.path, &kept.identity);
+                tables
+                    .kept
+                    .put(txn, &key.to_be_bytes(), &kept.encode())?;
+            }
+            if let Some(synced) = &commit.synced {
+                tables.meta.put(txn, meta::SYNCED, &synced.encode())?;
+                let end = lines_key(synced.hour, synced.offset);
+                let done = (Bound::Unbounded, Bound::Excluded(end.as_slice()));
+                tables.lines.delete_range(txn, &done)?;
+            }
+            if let Some(numbers) = &commit.numbers {
+                tables.meta.put(txn, meta::NUMBERS, &numbers.encode())?;
+            }
+            if let Some(clean) = commit.clean {
+                tables
+                    .meta
+                    .put(txn, meta::CLEAN, &u64::from(clean).encode())?;
+            }
+            if let Some(time) = time {
+                let time = time as u64;
+                tables.meta.put(txn, meta::LAST_TIME, &time.encode())?;
+            }
+            tables
+                .meta
+                .put(txn, meta::TOTALS, &totals.clone().encode())?;
+            tables
+                .meta
+                .put(txn, meta::NEXT_SEQ, &commit.next_seq.encode())?;
+            Ok(())
+        })
+    }
+}
+
+fn decode<V: Value>(dir: &Path, table: &str, bytes: &[u8]) -> Result<V, Failure> {
+    use super::schema::DecodeError;
+    V::decode(bytes).map_err(|error| {
+        let (exit, remedy) = match error {
+            DecodeError::Newer(_) => (Exit::Config, "run the newer ringest that wrote it"),
+            _ => (Exit::Io, "restore the state directory from a backup"),
+        };
+        let cause = format!("a value in table {table}: {error}");
+        Failure::new(exit, "read the ledger in", dir, cause, remedy)
+    })
+}
+
+fn seq_value(dir: &Path, bytes: &[u8]) -> Result<u64, Failure> {
+    bytes.try_into().map(u64::from_be_bytes).map_err(|_| {
+        Failure::new(
+            Exit::Io,
+            "read the ledger in",
+            dir,
+            "a value in table content is not a sequence number",
+            "restore the state directory from a backup",
+        )
+    })
+}
+
+fn damaged(dir: &Path, operation: &str, error: &heed::Error) -> Failure {
+    match error {
+        heed::Error::Io(error) => Failure::io(operation, dir, error),
+        error => Failure::new(
+            Exit::Io,
+            operation,
+            dir,
+            error,
+            "the ledger is damaged: restore the state directory from a backup",
+        ),
+    }
+}
+
+fn open_env(dir: &Path, flags: EnvFlags) -> Result<Env<WithoutTls>, Failure> {
+    let mut map_bytes = MAP_BYTES;
+    loop {
+        let mut options = EnvOpenOptions::new().read_txn_without_tls();
+        options
+            .map_size(map_bytes)
+            .max_dbs(TABLE_NAMES.len() as u32)
+            .max_readers(READERS_MAX);
+        // SAFETY: NO_SYNC and NO_META_SYNC give up durability, not integrity against kills; nobody else writes to
+        // the file (the state directory is locked), and its length was checked before it is mapped.
+        let opened = unsafe {
+            options.flags(flags);
+            options.open(dir)
+        };
+        match opened {
+            Ok(env) => return Ok(env),
+            // A limit on address space: ask for less.
+            Err(heed::Error::Io(error))
+                if error.raw_os_error() == Some(libc::ENOMEM) && map_bytes > 64 << 20 =>
+            {
+                map_bytes /= 4;
+            }
+            Err(error) => return Err(damaged(dir, "open the ledger in", &error)),
+        }
+    }
+}
+
+/// Page size of every LMDB file made here: the operating system's on x86-64 and most of aarch64.
+const PAGE_BYTES: u64 = 4096;
+
+/// Refuses a data file that LMDB would map beyond its end. Offsets from `struct MDB_page` and `MDB_meta` of LMDB
+/// 0.9 and its master branch: a 16 or 24 byte page header, then magic u32, version u32, address, map size, two trees, last
+/// page u64, transaction u64.
+fn refuse_if_damaged(dir: &Path) -> Result<(), Failure> {
+    let path = dir.join("data.mdb");
+    let mut file = match File::open(&path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(Failure::io("open the ledger", &path, &error)),
+    };
+    let read = |error: io::Error| Failure::io("read the ledger", &path, &error);
+    let length = file.metadata().map_err(read)?.len();
+    let broken = |cause: String| {
+        Failure::new(
+            Exit::Io,
+            "use the ledger",
+            &path,
+            cause,
+            "it is damaged: restore the state directory from a backup; warehouse and manifests are untouched",
+        )
+    };
+    if length == 0 {
+        return Ok(());
+    }
+    if length < 2 * PAGE_BYTES {
+        return Err(broken(format!("it is truncated to {length} bytes")));
+    }
+    let mut pages = vec![0; 2 * PAGE_BYTES as usize];
+    file.read_exact(&mut pages).map_err(read)?;
+    let mut newest: Option<(u64, u64)> = None;
+    for page in pages.chunks(PAGE_BYTES as usize) {
+        if let Some((last_page, txn)) = meta_page(page) {
+            if newest.is_none_or(|(_, newest_txn)| txn > newest_txn) {
+                newest = Some((last_page, txn));
+            }
+        }
+    }
+    let Some((last_page, _)) = newest else {
+        return Err(broken("it is not an LMDB file".into()));
+    };
+    let needed = (last_page + 1) * PAGE_BYTES;
+    if length < needed {
+        return Err(broken(format!(
+            "it is truncated: {length} bytes, {needed} are in use"
+        )));
+    }
+    Ok(())
+}
+
+/// Last page and transaction of a meta page.
+fn meta_page(page: &[u8]) -> Option<(u64, u64)> {
+    const MAGIC: [u8; 4] = 0xBEEF_C0DE_u32.to_le_bytes();
+    let at = [16, 24].into_iter().find(|&at| page[at..at + 4] == MAGIC)?;
+    // magic 4, version 4, address 8, map size 8, two trees of 48 each.
+    let field = |offset: usize| {
+        let at = at + 24 + 96 + offset;
+        page[at..at + 8].try_into().map(u64::from_le_bytes).ok()
+    };
+    Some((field(0)?, field(8)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ledger::schema::tests::arrival;
+
+    fn commit(seq: u64) -> Commit {
+        let arrival = Arrival { seq, ..arrival() };
+        Commit {
+            content: arrival.key.map(|key| (key, seq)).into_iter().collect(),
+            records: vec![Record {
+                seq,
+                state: RecordState::Done {
+                    arrival,
+                    line: None,
+                },
+            }],
+            next_seq: seq + 1,
+            ..Commit::default()
+        }
+    }
+
+    #[test]
+    fn the_last_page_is_read_as_lmdb_reports_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut ledger = Lmdb::open(dir.path(), Durability::None).unwrap();
+        for seq in 1..200 {
+            ledger.commit_records(&commit(seq)).unwrap();
+        }
+        let info = ledger.env.info();
+        let bytes = std::fs::read(dir.path().join("data.mdb")).unwrap();
+        let newest = bytes
+            .chunks(PAGE_BYTES as usize)
+            .take(2)
+            .filter_map(meta_page)
+            .max_by_key(|page| page.1);
+        let expected = (info.last_page_number as u64, info.last_txn_id as u64);
+        assert_eq!(newest, Some(expected));
+    }
+
+    #[test]
+    fn a_truncated_ledger_is_refused_and_a_whole_one_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut ledger = Lmdb::open(dir.path(), Durability::Full).unwrap();
+        for seq in 1..500 {
+            ledger.commit_records(&commit(seq)).unwrap();
+        }
+        let used = (ledger.env.info().last_page_number as u64 + 1) * PAGE_BYTES;
+        drop(ledger);
+        assert!(refuse_if_damaged(dir.path()).is_ok());
+        let data = dir.path().join("data.mdb");
+        for length in [used - 1, used / 2, PAGE_BYTES, 1] {
+            let file = OpenOptions::new().write(true).open(&data).unwrap();
+            file.set_len(length).unwrap();
+            let failure = refuse_if_damaged(dir.path()).unwrap_err();
+            assert_eq!(failure.exit, Exit::Io);
+            assert!(failure.to_string().contains("truncated"), "{failure}");
+        }
+    }
+
+    #[test]
+    fn a_full_map_grows_by_itself() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut ledger = Lmdb::open(dir.path(), Durability::None).unwrap();
+        let small = 1 << 20;
+        // SAFETY: no transaction is open.
+        unsafe { ledger.env.resize(small) }.unwrap();
+        for seq in 1..5_000 {
+            ledger.commit_records(&commit(seq)).unwrap();
+        }
+        assert!(ledger.env.info().map_size > small);
+        assert_eq!(ledger.records_from(1, 10_000).unwrap().len(), 4_999);
+    }
+}

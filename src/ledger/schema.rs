@@ -1,0 +1,803 @@
+//! The bytes of the ledger.
+//!
+//! Keys are big-endian, so that LMDB's order is sequence order. Every value is
+//!
+//! ```text
+//!  0        1                    n-8         n
+//!  ┌────────┬────────────────────┬───────────┐
+//!  │version │ fields             │ xxh3-64   │   integers little-endian, byte strings as u32 length + bytes
+//!  └────────┴────────────────────┴───────────┘   the checksum covers version and fields
+//! ```
+//!
+//! | table | key | value |
+//! |---|---|---|
+//! | `meta` | name | as the name says |
+//! | `sources` | source id, u16 | [`SourceEntry`] |
+//! | `intents` | seq, u64 | [`Arrival`] |
+//! | `records` | seq, u64 | [`Record`] |
+//! | `content` | [`ContentKey`] | seq, u64 big-endian, without version and checksum: it is checked against its record |
+//! | `owed` | seq, u64, kind, u8 | [`Owed`] |
+//! | `lines` | hour, i64 big-endian, offset, u64 | [`PendingLines`] |
+//! | `kept` | fingerprint, u128 | [`Kept`] |
+
+use std::ffi::OsString;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+
+use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
+
+use crate::io::{Identity, Timestamp};
+
+/// Version of every value written by this program.
+pub const VALUE_VERSION: u8 = 1;
+
+/// A SHA-256.
+pub type Digest = [u8; 32];
+
+/// The number under which a staging directory is known to a ledger.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+pub struct SourceId(pub u16);
+
+/// A staging directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SourceEntry {
+    /// Its number.
+    pub id: SourceId,
+    /// Its name in manifest and logs.
+    pub name: String,
+    /// Where it is.
+    pub input: PathBuf,
+}
+
+/// Where a file goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Placement {
+    /// Its own inode is renamed.
+    Rename,
+    /// A copy in a new inode gets a name; the source goes last.
+    Copy,
+    /// It stays where it is, or goes without a trace.
+    None,
+}
+
+/// What an arrival turns out to be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// New content.
+    Ingest,
+    /// Content that arrival `of` brought before.
+    Duplicate {
+        /// The sequence number of the first.
+        of: u64,
+    },
+    /// A file set aside.
+    Quarantine {
+        /// The rule it broke.
+        rule: String,
+        /// What was wrong, for people.
+        message: String,
+    },
+}
+
+/// One arrival on its way into the warehouse: as an intent a promise, as part of a [`Record`] a fact.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Arrival {
+    /// Its place in the order of all arrivals, from 1.
+    pub seq: u64,
+    /// Whence it came.
+    pub source: SourceId,
+    /// Its path beneath the input.
+    pub path: PathBuf,
+    /// The state in which it was hashed.
+    pub identity: Identity,
+    /// Its sidecar: the path beneath the input and the state in which it was read.
+    pub sidecar: Option<(PathBuf, Identity)>,
+    /// SHA-256 of its bytes.
+    pub digest: Digest,
+    /// Under which key its content is known; `None` when its source does not deduplicate or it is set aside.
+    pub key: Option<ContentKey>,
+    /// What it is.
+    pub outcome: Outcome,
+    /// How it is placed.
+    pub placement: Placement,
+    /// Its path beneath the warehouse; empty with [`Placement::None`].
+    pub placed: PathBuf,
+    /// The inode that carries that name: its own, or that of the copy.
+    pub placed_inode: u64,
+    /// When it was taken, in microseconds since the epoch.
+    pub time_micros: i64,
+}
+
+/// A line of a manifest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Line {
+    /// Where it begins, in bytes.
+    pub offset: u64,
+    /// Its bytes, newline included.
+    pub length: u32,
+    /// xxh3-64 of its bytes.
+    pub checksum: u64,
+}
+
+/// What became of a sequence number.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RecordState {
+    /// It is in the warehouse and has a manifest line, or was set aside.
+    Done {
+        /// The arrival.
+        arrival: Arrival,
+        /// Its line; only what was ingested has one.
+        line: Option<Line>,
+    },
+    /// Nothing: the intent was dropped.
+    Void,
+}
+
+/// The last word on a sequence number.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Record {
+    /// The number.
+    pub seq: u64,
+    /// What became of it.
+    pub state: RecordState,
+}
+
+/// Which name is owed its removal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+pub enum OwedKind {
+    /// The source of a copy.
+    Source = 1,
+    /// A duplicate that is deleted.
+    Duplicate = 2,
+    /// A sidecar.
+    Sidecar = 3,
+}
+
+/// A name that must go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Owed {
+    /// The arrival it belongs to.
+    pub seq: u64,
+    /// Why it must go.
+    pub kind: OwedKind,
+    /// In which staging directory.
+    pub source: SourceId,
+    /// Its path beneath the input.
+    pub path: PathBuf,
+    /// The file that may be removed, and no other.
+    pub identity: Identity,
+}
+
+/// A file that stays in staging and is not read again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Kept {
+    /// In which staging directory.
+    pub source: SourceId,
+    /// Its path beneath the input.
+    pub path: PathBuf,
+    /// Its state.
+    pub identity: Identity,
+    /// The arrival that it was.
+    pub seq: u64,
+    /// Why it stays.
+    pub reason: String,
+}
+
+impl Kept {
+    /// What tells this state of this file from any other. The device is left out: reboots renumber it.
+    pub fn fingerprint(source: SourceId, path: &Path, identity: &Identity) -> u128 {
+        let mut bytes = Vec::with_capacity(64 + path.as_os_str().len());
+        bytes.extend(source.0.to_le_bytes());
+        bytes.extend(identity.inode.to_le_bytes());
+        bytes.extend(identity.size.to_le_bytes());
+        for time in [identity.mtime, identity.ctime] {
+            bytes.extend(time.seconds.to_le_bytes());
+            bytes.extend(time.nanos.to_le_bytes());
+        }
+        bytes.extend(path.as_os_str().as_bytes());
+        xxh3_128(&bytes)
+    }
+}
+
+/// Where a manifest file ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ManifestEnd {
+    /// The hour whose file it is, in hours since the epoch.
+    pub hour: i64,
+    /// Its end in bytes.
+    pub offset: u64,
+}
+
+/// Lines that are promised to a manifest file at a fixed offset.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PendingLines {
+    /// The hour whose file it is, in hours since the epoch.
+    pub hour: i64,
+    /// Where they begin.
+    pub offset: u64,
+    /// The lines, each with its newline.
+    pub bytes: Vec<u8>,
+}
+
+impl PendingLines {
+    /// The end of the file once they are written.
+    pub fn end(&self) -> ManifestEnd {
+        ManifestEnd {
+            hour: self.hour,
+            offset: self.offset + self.bytes.len() as u64,
+        }
+    }
+}
+
+/// What makes two arrivals the same: the digest, and within which scope it counts.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ContentKey([u8; 49]);
+
+impl ContentKey {
+    /// The same bytes anywhere.
+    pub fn global(digest: &Digest) -> ContentKey {
+        ContentKey::scoped(digest, 0, &[])
+    }
+
+    /// The same bytes from the same source.
+    pub fn within_source(digest: &Digest, source: &str) -> ContentKey {
+        ContentKey::scoped(digest, 1, source.as_bytes())
+    }
+
+    /// The same bytes at the same path beneath an input.
+    pub fn with_name(digest: &Digest, path: &Path) -> ContentKey {
+        ContentKey::scoped(digest, 2, path.as_os_str().as_bytes())
+    }
+
+    fn scoped(digest: &Digest, tag: u8, scope: &[u8]) -> ContentKey {
+        // The digest comes first, so that a sorted batch walks the table once.
+        let mut key = [0; 49];
+        key[..32].copy_from_slice(digest);
+        key[32] = tag;
+        key[33..].copy_from_slice(&xxh3_128(scope).to_be_bytes());
+        ContentKey(key)
+    }
+
+    /// The key's bytes.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl std::fmt::Debug for ContentKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "ContentKey({})", data_encoding::HEXLOWER.encode(&self.0))
+    }
+}
+
+/// Why bytes are not a value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum DecodeError {
+    /// The checksum does not fit.
+    #[error("its checksum does not match: the ledger is damaged")]
+    Checksum,
+    /// A later version of ringest wrote it.
+    #[error("it has version {0}, which is newer than this program")]
+    Newer(u8),
+    /// The checksum fits and the fields do not.
+    #[error("its fields do not add up: the ledger is damaged")]
+    Malformed,
+}
+
+/// A value with its byte form.
+pub trait Value: Sized {
+    /// Appends the fields.
+    fn put(&self, to: &mut Writer);
+    /// Takes the fields.
+    fn take(from: &mut Reader<'_>) -> Result<Self, DecodeError>;
+
+    /// The whole value.
+    fn encode(&self) -> Vec<u8> {
+        let mut writer = Writer(vec![VALUE_VERSION]);
+        self.put(&mut writer);
+        let checksum = xxh3_64(&writer.0);
+        writer.u64(checksum);
+        writer.0
+    }
+
+    /// The value that `bytes` hold.
+    fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        let at = bytes.len().checked_sub(8).ok_or(DecodeError::Malformed)?;
+        let (body, checksum) = bytes.split_at(at);
+        if checksum != xxh3_64(body).to_le_bytes() {
+            return Err(DecodeError::Checksum);
+        }
+        match body.first() {
+            Some(&VALUE_VERSION) => {}
+            Some(&version) if version > VALUE_VERSION => return Err(DecodeError::Newer(version)),
+            _ => return Err(DecodeError::Malformed),
+        }
+        let mut reader = Reader(&body[1..]);
+        let value = Self::take(&mut reader)?;
+        if reader.0.is_empty() {
+            Ok(value)
+        } else {
+            Err(DecodeError::Malformed)
+        }
+    }
+}
+
+/// Fields on their way into bytes.
+#[derive(Debug)]
+pub struct Writer(Vec<u8>);
+
+impl Writer {
+    fn u8(&mut self, value: u8) {
+        self.0.push(value);
+    }
+    fn u16(&mut self, value: u16) {
+        self.0.extend(value.to_le_bytes());
+    }
+    fn u32(&mut self, value: u32) {
+        self.0.extend(value.to_le_bytes());
+    }
+    fn u64(&mut self, value: u64) {
+        self.0.extend(value.to_le_bytes());
+    }
+    fn i64(&mut self, value: i64) {
+        self.0.extend(value.to_le_bytes());
+    }
+    fn bytes(&mut self, value: &[u8]) {
+        self.u32(value.len() as u32);
+        self.0.extend(value);
+    }
+    fn path(&mut self, value: &Path) {
+        self.bytes(value.as_os_str().as_bytes());
+    }
+    fn identity(&mut self, identity: &Identity) {
+        self.u64(identity.device);
+        self.u64(identity.inode);
+        self.u64(identity.size);
+        for time in [identity.mtime, identity.ctime] {
+            self.i64(time.seconds);
+            self.u32(time.nanos);
+        }
+    }
+}
+
+/// Fields on their way out of bytes.
+#[derive(Debug)]
+pub struct Reader<'a>(&'a [u8]);
+
+impl<'a> Reader<'a> {
+    fn array<const N: usize>(&mut self) -> Result<[u8; N], DecodeError> {
+        let (head, tail) = self
+            .0
+            .split_first_chunk::<N>()
+            .ok_or(DecodeError::Malformed)?;
+        self.0 = tail;
+        Ok(*head)
+    }
+    fn u8(&mut self) -> Result<u8, DecodeError> {
+        Ok(self.array::<1>()?[0])
+    }
+    fn u16(&mut self) -> Result<u16, DecodeError> {
+        Ok(u16::from_le_bytes(self.array()?))
+    }
+    fn u32(&mut self) -> Result<u32, DecodeError> {
+        Ok(u32::from_le_bytes(self.array()?))
+    }
+    fn u64(&mut self) -> Result<u64, DecodeError> {
+        Ok(u64::from_le_bytes(self.array()?))
+    }
+    fn i64(&mut self) -> Result<i64, DecodeError> {
+        Ok(i64::from_le_bytes(self.array()?))
+    }
+    fn bytes(&mut self) -> Result<&'a [u8], DecodeError> {
+        let length = self.u32()? as usize;
+        if length > self.0.len() {
+            return Err(DecodeError::Malformed);
+        }
+        let (head, tail) = self.0.split_at(length);
+        self.0 = tail;
+        Ok(head)
+    }
+    fn path(&mut self) -> Result<PathBuf, DecodeError> {
+        Ok(OsString::from_vec(self.bytes()?.to_vec()).into())
+    }
+    fn string(&mut self) -> Result<String, DecodeError> {
+        String::from_utf8(self.bytes()?.to_vec()).map_err(|_| DecodeError::Malformed)
+    }
+    fn timestamp(&mut self) -> Result<Timestamp, DecodeError> {
+        Ok(Timestamp {
+            seconds: self.i64()?,
+            nanos: self.u32()?,
+        })
+    }
+    fn identity(&mut self) -> Result<Identity, DecodeError> {
+        Ok(Identity {
+            device: self.u64()?,
+            inode: self.u64()?,
+            size: self.u64()?,
+            mtime: self.timestamp()?,
+            ctime: self.timestamp()?,
+        })
+    }
+}
+
+impl Value for Arrival {
+    fn put(&self, to: &mut Writer) {
+        to.u64(self.seq);
+        to.u16(self.source.0);
+        to.path(&self.path);
+        to.identity(&self.identity);
+        match &self.sidecar {
+            None => to.u8(0),
+            Some((path, identity)) => {
+                to.u8(1);
+                to.path(path);
+                to.identity(identity);
+            }
+        }
+        to.0.extend(self.digest);
+        match &self.key {
+            None => to.u8(0),
+            Some(key) => {
+                to.u8(1);
+                to.0.extend(&key.0[32..]);
+            }
+        }
+        match &self.outcome {
+            Outcome::Ingest => to.u8(1),
+            Outcome::Duplicate { of } => {
+                to.u8(2);
+                to.u64(*of);
+            }
+            Outcome::Quarantine { rule, message } => {
+                to.u8(3);
+                to.bytes(rule.as_bytes());
+                to.bytes(message.as_bytes());
+            }
+        }
+        to.u8(match self.placement {
+            Placement::Rename => 1,
+            Placement::Copy => 2,
+            Placement::None => 3,
+        });
+        to.path(&self.placed);
+        to.u64(self.placed_inode);
+        to.i64(self.time_micros);
+    }
+
+    fn take(from: &mut Reader<'_>) -> Result<Arrival, DecodeError> {
+        let seq = from.u64()?;
+        let source = SourceId(from.u16()?);
+        let path = from.path()?;
+        let identity = from.identity()?;
+        let sidecar = match from.u8()? {
+            0 => None,
+            1 => Some((from.path()?, from.identity()?)),
+            _ => return Err(DecodeError::Malformed),
+        };
+        let digest: Digest = from.array()?;
+        let key = match from.u8()? {
+            0 => None,
+            1 => {
+                let mut key = [0; 49];
+                key[..32].copy_from_slice(&digest);
+                key[32..].copy_from_slice(&from.array::<17>()?);
+                Some(ContentKey(key))
+            }
+            _ => return Err(DecodeError::Malformed),
+        };
+        let outcome = match from.u8()? {
+            1 => Outcome::Ingest,
+            2 => Outcome::Duplicate { of: from.u64()? },
+            3 => Outcome::Quarantine {
+                rule: from.string()?,
+                message: from.string()?,
+            },
+            _ => return Err(DecodeError::Malformed),
+        };
+        let placement = match from.u8()? {
+            1 => Placement::Rename,
+            2 => Placement::Copy,
+            3 => Placement::None,
+            _ => return Err(DecodeError::Malformed),
+        };
+        Ok(Arrival {
+            seq,
+            source,
+            path,
+            identity,
+            sidecar,
+            digest,
+            key,
+            outcome,
+            placement,
+            placed: from.path()?,
+            placed_inode: from.u64()?,
+            time_micros: from.i64()?,
+        })
+    }
+}
+
+impl Value for Record {
+    fn put(&self, to: &mut Writer) {
+        to.u64(self.seq);
+        match &self.state {
+            RecordState::Void => to.u8(0),
+            RecordState::Done { arrival, line } => {
+                to.u8(1);
+                arrival.put(to);
+                match line {
+                    None => to.u8(0),
+                    Some(line) => {
+                        to.u8(1);
+                        to.u64(line.offset);
+                        to.u32(line.length);
+                        to.u64(line.checksum);
+                    }
+                }
+            }
+        }
+    }
+
+    fn take(from: &mut Reader<'_>) -> Result<Record, DecodeError> {
+        let seq = from.u64()?;
+        let state = match from.u8()? {
+            0 => RecordState::Void,
+            1 => RecordState::Done {
+                arrival: Arrival::take(from)?,
+                line: match from.u8()? {
+                    0 => None,
+                    1 => Some(Line {
+                        offset: from.u64()?,
+                        length: from.u32()?,
+                        checksum: from.u64()?,
+                    }),
+                    _ => return Err(DecodeError::Malformed),
+                },
+            },
+            _ => return Err(DecodeError::Malformed),
+        };
+        Ok(Record { seq, state })
+    }
+}
+
+impl Value for Owed {
+    fn put(&self, to: &mut Writer) {
+        to.u64(self.seq);
+        to.u8(self.kind as u8);
+        to.u16(self.source.0);
+        to.path(&self.path);
+        to.identity(&self.identity);
+    }
+
+    fn take(from: &mut Reader<'_>) -> Result<Owed, DecodeError> {
+        Ok(Owed {
+            seq: from.u64()?,
+            kind: match from.u8()? {
+                1 => OwedKind::Source,
+                2 => OwedKind::Duplicate,
+                3 => OwedKind::Sidecar,
+                _ => return Err(DecodeError::Malformed),
+            },
+            source: SourceId(from.u16()?),
+            path: from.path()?,
+            identity: from.identity()?,
+        })
+    }
+}
+
+impl Value for Kept {
+    fn put(&self, to: &mut Writer) {
+        to.u16(self.source.0);
+        to.path(&self.path);
+        to.identity(&self.identity);
+        to.u64(self.seq);
+        to.bytes(self.reason.as_bytes());
+    }
+
+    fn take(from: &mut Reader<'_>) -> Result<Kept, DecodeError> {
+        Ok(Kept {
+            source: SourceId(from.u16()?),
+            path: from.path()?,
+            identity: from.identity()?,
+            seq: from.u64()?,
+            reason: from.string()?,
+        })
+    }
+}
+
+impl Value for PendingLines {
+    fn put(&self, to: &mut Writer) {
+        to.i64(self.hour);
+        to.u64(self.offset);
+        to.bytes(&self.bytes);
+    }
+
+    fn take(from: &mut Reader<'_>) -> Result<PendingLines, DecodeError> {
+        Ok(PendingLines {
+            hour: from.i64()?,
+            offset: from.u64()?,
+            bytes: from.bytes()?.to_vec(),
+        })
+    }
+}
+
+impl Value for ManifestEnd {
+    fn put(&self, to: &mut Writer) {
+        to.i64(self.hour);
+        to.u64(self.offset);
+    }
+
+    fn take(from: &mut Reader<'_>) -> Result<ManifestEnd, DecodeError> {
+        Ok(ManifestEnd {
+            hour: from.i64()?,
+            offset: from.u64()?,
+        })
+    }
+}
+
+impl Value for SourceEntry {
+    fn put(&self, to: &mut Writer) {
+        to.u16(self.id.0);
+        to.bytes(self.name.as_bytes());
+        to.path(&self.input);
+    }
+
+    fn take(from: &mut Reader<'_>) -> Result<SourceEntry, DecodeError> {
+        Ok(SourceEntry {
+            id: SourceId(from.u16()?),
+            name: from.string()?,
+            input: from.path()?,
+        })
+    }
+}
+
+impl Value for String {
+    fn put(&self, to: &mut Writer) {
+        to.bytes(self.as_bytes());
+    }
+
+    fn take(from: &mut Reader<'_>) -> Result<String, DecodeError> {
+        from.string()
+    }
+}
+
+impl Value for u64 {
+    fn put(&self, to: &mut Writer) {
+        to.u64(*self);
+    }
+
+    fn take(from: &mut Reader<'_>) -> Result<u64, DecodeError> {
+        from.u64()
+    }
+}
+
+/// Key of `owed`.
+pub fn owed_key(seq: u64, kind: OwedKind) -> [u8; 9] {
+    let mut key = [0; 9];
+    key[..8].copy_from_slice(&seq.to_be_bytes());
+    key[8] = kind as u8;
+    key
+}
+
+/// Key of `lines`. Hours before the epoch sort wrongly and do not occur.
+pub fn lines_key(hour: i64, offset: u64) -> [u8; 16] {
+    let mut key = [0; 16];
+    key[..8].copy_from_slice(&hour.to_be_bytes());
+    key[8..].copy_from_slice(&offset.to_be_bytes());
+    key
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    pub(crate) fn arrival() -> Arrival {
+        let identity = Identity {
+            device: 1,
+            inode: 2,
+            size: 3,
+            mtime: Timestamp {
+                seconds: 4,
+                nanos: 5,
+            },
+            ctime: Timestamp {
+                seconds: 6,
+                nanos: 7,
+            },
+        };
+        Arrival {
+            seq: 8,
+            source: SourceId(9),
+            path: "a/b.csv".into(),
+            identity,
+            sidecar: Some(("a/b.csv.ok".into(), identity)),
+            digest: [0xab; 32],
+            key: Some(ContentKey::global(&[0xab; 32])),
+            outcome: Outcome::Quarantine {
+                rule: "r".into(),
+                message: "m".into(),
+            },
+            placement: Placement::Copy,
+            placed: "ingest_date=2026-01-01/b.csv".into(),
+            placed_inode: 10,
+            time_micros: 11,
+        }
+    }
+
+    #[test]
+    fn the_bytes_of_every_format_stay_as_they_are() {
+        let hex = |bytes: Vec<u8>| data_encoding::HEXLOWER.encode(&bytes);
+        let arrival = arrival();
+        insta::assert_snapshot!(hex(arrival.encode()), @"");
+        insta::assert_snapshot!(hex(Record { seq: 8, state: RecordState::Void }.encode()), @"");
+        let line = Some(Line { offset: 1, length: 2, checksum: 3 });
+        let record = Record { seq: 8, state: RecordState::Done { arrival: arrival.clone(), line } };
+        insta::assert_snapshot!(hex(record.encode()), @"");
+        let owed = Owed {
+            seq: 8,
+            kind: OwedKind::Sidecar,
+            source: SourceId(9),
+            path: "x".into(),
+            identity: arrival.identity,
+        };
+        insta::assert_snapshot!(hex(owed.encode()), @"");
+        let kept = Kept {
+            source: SourceId(9),
+            path: "x".into(),
+            identity: arrival.identity,
+            seq: 8,
+            reason: "why".into(),
+        };
+        insta::assert_snapshot!(hex(kept.encode()), @"");
+        let lines = PendingLines { hour: 1, offset: 2, bytes: b"{}\n".to_vec() };
+        insta::assert_snapshot!(hex(lines.encode()), @"");
+        insta::assert_snapshot!(hex(ManifestEnd { hour: 1, offset: 2 }.encode()), @"");
+        let source = SourceEntry { id: SourceId(9), name: "in".into(), input: "/in".into() };
+        insta::assert_snapshot!(hex(source.encode()), @"");
+        insta::assert_snapshot!(hex(ContentKey::with_name(&[1; 32], Path::new("n")).0.to_vec()), @"");
+        insta::assert_snapshot!(hex(owed_key(1, OwedKind::Source).to_vec()), @"");
+        insta::assert_snapshot!(hex(lines_key(1, 2).to_vec()), @"");
+    }
+
+    #[test]
+    fn a_value_of_a_newer_version_is_refused_by_name() {
+        let mut bytes = 7u64.encode();
+        bytes.truncate(bytes.len() - 8);
+        bytes[0] = VALUE_VERSION + 1;
+        let checksum = xxh3_64(&bytes);
+        bytes.extend(checksum.to_le_bytes());
+        assert_eq!(
+            u64::decode(&bytes),
+            Err(DecodeError::Newer(VALUE_VERSION + 1))
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_encoded_is_decoded_and_any_damage_is_seen(
+            path in proptest::collection::vec(any::<u8>(), 0..300),
+            seq: u64,
+            flip in 0usize..1000,
+        ) {
+            let mut arrival = arrival();
+            arrival.seq = seq;
+            arrival.path = PathBuf::from(OsString::from_vec(path));
+            arrival.outcome = Outcome::Duplicate { of: seq / 2 };
+            let line = Some(Line { offset: seq, length: 9, checksum: seq });
+            let record = Record { seq, state: RecordState::Done { arrival, line } };
+            let mut bytes = record.encode();
+            prop_assert_eq!(Record::decode(&bytes), Ok(record));
+            let at = flip % bytes.len();
+            bytes[at] ^= 1;
+            prop_assert!(Record::decode(&bytes).is_err());
+        }
+
+        #[test]
+        fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
+            let _ = Record::decode(&bytes);
+            let _ = Record::take(&mut Reader(&bytes));
+        }
+    }
+}

@@ -1,0 +1,8 @@
+//! Reading: each file once, from its first byte to its last, hashed and (across filesystems) copied on the way.
+
+pub mod copy;
+pub mod digest;
+mod reader;
+pub mod sidecar;
+
+pub use reader::{Reader, ReaderShared, sidecar_path};

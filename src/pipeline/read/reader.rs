@@ -1,0 +1,624 @@
+//! One reader: a thread with an engine of its own and several files in flight.
+//!
+//! ```text
+//!  Candidate ─▶ open, lease, compare ─▶ read ⇄ hash (⇄ write the copy) ─▶ compare, lease still held? ─▶ Staged
+//!                      │                             │                               │
+//!                      └────────── Verdict ──────────┴───────────────────────────────┘
+//! ```
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustix::fs::FileType;
+use rustix::io::Errno;
+
+use crate::failure::Failure;
+use crate::io::disk::Handle;
+use crate::io::read_engine::{ReadDone, ReadEngine};
+use crate::io::{Disk, FileStat, Identity, RealDisk, Timestamp, clock, lease, open, stat};
+use crate::observe::events;
+use crate::observe::metrics::{Metrics, Stage};
+use crate::pipeline::queue::Queue;
+use crate::pipeline::{Candidate, Fate, Finding, Proof, Staged, Waiting};
+use crate::settings::{IoChoice, LeasePolicy, Mode};
+
+use super::copy::CopyTarget;
+use super::digest::{self, Stream};
+use super::sidecar::{SIDECAR_BYTES_MAX, claimed_digest};
+
+/// Files that a reader has open at once.
+const FILES_IN_FLIGHT: usize = 8;
+/// Reads in flight for one file: one is hashed while the next arrives.
+const READS_PER_FILE: usize = 2;
+/// Bytes of one read. Larger ones leave the cache between kernel and hash.
+const READ_BYTES: usize = 256 << 10;
+/// Without a lease, a change within this time before the read may carry the same time stamp as one after it: file
+/// times have the granularity of a kernel tick.
+const TICK: Duration = Duration::from_millis(20);
+/// How long a file rests after it was seen changing.
+const CHANGED_REST: Duration = Duration::from_millis(20);
+/// How long a file rests that could not be read; doubled by the discoverer each time.
+const ERROR_REST: Duration = Duration::from_secs(1);
+
+/// What all readers share.
+#[derive(Debug)]
+pub struct ReaderShared {
+    /// Where candidates come from.
+    pub candidates: Arc<Queue<Candidate>>,
+    /// Where staged files go.
+    pub staged: Arc<Queue<Staged<Handle>>>,
+    /// Root of the warehouse, on whose filesystem copies are made.
+    pub warehouse: Arc<OwnedFd>,
+    /// How to read.
+    pub io: IoChoice,
+    /// Whether unnamed files may be used for copies.
+    pub unnamed_copies: bool,
+    /// Files whose ctime is not later are read past the cache: the last session ended without a word.
+    pub suspect_until: Option<Timestamp>,
+    /// How files are synced.
+    pub disk: RealDisk,
+    /// Signal that a broken lease raises.
+    pub lease_signal: i32,
+    /// Set when what waits in the queue is to be left in staging.
+    pub stopping: Arc<std::sync::atomic::AtomicBool>,
+    /// Latencies.
+    pub metrics: Arc<Metrics>,
+    /// A sync that failed, for the main thread.
+    pub failed: Arc<Queue<Failure>>,
+}
+
+/// A reader thread's state.
+pub struct Reader {
+    shared: Arc<ReaderShared>,
+    engine: ReadEngine,
+    slots: Vec<Option<InFlight>>,
+    buffers: Vec<Box<[u8]>>,
+}
+
+/// A file that is being read.
+struct InFlight {
+    candidate: Candidate,
+    file: Handle,
+    before: FileStat,
+    copy: Option<CopyTarget>,
+    stream: Stream,
+    /// Where the next read begins.
+    next: u64,
+    /// Reads begun so far; numbers the chunks.
+    issued: u64,
+    /// What is on its way or waits to be hashed, in the order of the file.
+    chunks: VecDeque<Chunk>,
+    /// Why it will not be staged, once its last read is back.
+    leaving: Option<Leave>,
+    began: Instant,
+}
+
+/// A piece of a file on its way.
+struct Chunk {
+    number: u64,
+    offset: u64,
+    length: usize,
+    /// The buffer and how many of its bytes count, once they are here.
+    here: Option<(Box<[u8]>, usize)>,
+}
+
+/// A read is named after its slot and its chunk.
+fn token(slot: usize, number: u64) -> u64 {
+    number << 8 | slot as u64
+}
+
+/// Why a file does not become [`Staged`].
+enum Leave {
+    With(Fate),
+    /// As `With(Fate::Again)`, after saying what could not be done.
+    Failed(&'static str, io::Error),
+    /// A failed sync ends the program.
+    Fatal(Failure),
+}
+
+impl Reader {
+    /// A reader with an engine of its own. The second value says why there is no ring, if there is none.
+    pub fn new(shared: Arc<ReaderShared>) -> io::Result<(Reader, Option<io::Error>)> {
+        let reads = FILES_IN_FLIGHT * READS_PER_FILE;
+        let (engine, fallback) = ReadEngine::open(shared.io, reads as u32)?;
+        let reader = Reader {
+            shared,
+            engine,
+            slots: (0..FILES_IN_FLIGHT).map(|_| None).collect(),
+            buffers: (0..reads)
+                .map(|_| vec![0; READ_BYTES].into_boxed_slice())
+                .collect(),
+        };
+        Ok((reader, fallback))
+    }
+
+    /// Reads until the queue of candidates is closed and empty.
+    pub fn run(&mut self) -> io::Result<()> {
+        let mut done = Vec::new();
+        loop {
+            if !self.take_candidates() {
+                return Ok(());
+            }
+            self.engine.wait(&mut done)?;
+            for read in done.drain(..) {
+                self.arrived(read);
+            }
+            self.hash_what_is_here();
+            self.move_on();
+        }
+    }
+
+    /// Fills free slots. False when there is nothing left to do, ever.
+    fn take_candidates(&mut self) -> bool {
+        let mut idle = self.slots.iter().all(Option::is_none);
+        for index in 0..self.slots.len() {
+            while self.slots[index].is_none() {
+                let candidate = if idle {
+                    match self.shared.candidates.pop() {
+                        Some(candidate) => candidate,
+                        None => return false,
+                    }
+                } else {
+                    match self.shared.candidates.try_pop() {
+                        Some(candidate) => candidate,
+                        None => return true,
+                    }
+                };
+                if self.shared.stopping.load(std::sync::atomic::Ordering::Relaxed) {
+                    continue;
+                }
+                idle &= !self.start(index, candidate);
+            }
+        }
+        true
+    }
+
+    /// Opens a candidate. True when its slot is taken.
+    fn start(&mut self, index: usize, candidate: Candidate) -> bool {
+        let began = Instant::now();
+        let queued = began.saturating_duration_since(candidate.settled_at);
+        self.shared.metrics.record(Stage::Queue, queued);
+        match self.open(&candidate) {
+            Ok((file, before, copy)) => {
+                self.slots[index] = Some(InFlight {
+                    candidate,
+                    file,
+                    before,
+                    copy,
+                    stream: Stream::default(),
+                    next: 0,
+                    issued: 0,
+                    chunks: VecDeque::with_capacity(READS_PER_FILE),
+                    leaving: None,
+                    began,
+                });
+                self.submit(index);
+                true
+            }
+            Err(leave) => {
+                conclude(&self.shared, candidate, leave);
+                false
+            }
+        }
+    }
+
+    /// Opens the file under a lease where one is to be had, and makes sure it is the one that was settled.
+    fn open(
+        &self,
+        candidate: &Candidate,
+    ) -> Result<(Handle, FileStat, Option<CopyTarget>), Leave> {
+        let input = &candidate.input;
+        let path = candidate.path();
+        let fd = open::file_beneath(&*input.dir, path.as_os_str()).map_err(opening)?;
+        let file = self.lease(candidate, fd)?;
+        let mut before = stat::stat_fd(&file).map_err(|error| Leave::Failed("look at", error))?;
+        if before.kind != FileType::RegularFile {
+            return Err(Leave::With(Fate::Ignored("not a regular file")));
+        }
+        if before.identity != candidate.identity {
+            events::file_changed(&input.absolute(path), "changed between sighting and reading");
+            return Err(changed());
+        }
+        if before.links > 1 {
+            return Err(again(Duration::from_secs(1), Waiting::Links));
+        }
+        if !file.has_lease() {
+            before = self.pin_without_lease(candidate, &file, before)?;
+        }
+        let suspect = self.shared.suspect_until;
+        if suspect.is_some_and(|until| before.identity.ctime <= until) {
+            self.shared.disk.forget_cached(&file).map_err(|error| {
+                let path = input.absolute(path);
+                Leave::Fatal(Failure::sync("sync before reading past the cache", &path, &error))
+            })?;
+        }
+        let copy = if input.copy || candidate.copy {
+            let warehouse = &*self.shared.warehouse;
+            let target = CopyTarget::create(warehouse, &before, self.shared.unnamed_copies)
+                .map_err(|error| no_room_or("make a copy of", error))?;
+            Some(target)
+        } else {
+            None
+        };
+        Ok((file, before, copy))
+    }
+
+    fn lease(&self, candidate: &Candidate, fd: OwnedFd) -> Result<Handle, Leave> {
+        let input = &candidate.input;
+        if input.leases && input.settings.lease == LeasePolicy::Auto {
+            match lease::set_read_lease(fd.as_fd(), self.shared.lease_signal) {
+                Ok(()) => return Ok(Handle::leased(fd)),
+                // Somebody has it open for writing, or the filesystem is still flushing what he wrote.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    return Err(again(Duration::ZERO, Waiting::HeldOpen));
+                }
+                // Not our file, or not that kind of filesystem.
+                Err(_) => {}
+            }
+        }
+        match candidate.proof {
+            Proof::Settled => Ok(Handle::new(fd)),
+            Proof::IfLeased => Err(Leave::With(Fate::NeedsInterval)),
+        }
+    }
+
+    /// Without a lease: a store through a mapping shows in the file's times only once its page was written back, so
+    /// sync first; then any later change shows, if the times are old enough to tell.
+    fn pin_without_lease(
+        &self,
+        candidate: &Candidate,
+        file: &Handle,
+        before: FileStat,
+    ) -> Result<FileStat, Leave> {
+        let path = || candidate.input.absolute(candidate.path());
+        let root = &candidate.input.dir;
+        self.shared
+            .disk
+            .sync_files(root, &[file])
+            .map_err(|error| Leave::Fatal(Failure::sync("sync", &path(), &error)))?;
+        let synced = stat::stat_fd(file).map_err(|error| Leave::Failed("look at", error))?;
+        if synced.identity != before.identity {
+            events::file_changed(&path(), "changed before it was read");
+            return Err(changed());
+        }
+        let age = clock::realtime().as_nanos() - synced.identity.ctime.as_nanos();
+        // A time stamp from the future does not get older by waiting for it.
+        if (0..TICK.as_nanos() as i128).contains(&age) {
+            return Err(again(TICK, Waiting::Still));
+        }
+        Ok(synced)
+    }
+
+    /// Puts reads of a file in flight, as many as it may have.
+    fn submit(&mut self, index: usize) {
+        let Some(file) = &mut self.slots[index] else {
+            return;
+        };
+        let size = file.before.identity.size;
+        while file.leaving.is_none() && file.next < size && file.chunks.len() < READS_PER_FILE {
+            let Some(buffer) = self.buffers.pop() else {
+                return;
+            };
+            let chunk = Chunk {
+                number: file.issued,
+                offset: file.next,
+                length: (size - file.next).min(READ_BYTES as u64) as usize,
+                here: None,
+            };
+            file.issued += 1;
+            file.next += chunk.length as u64;
+            let name = token(index, chunk.number);
+            match self
+                .engine
+                .read(name, file.file.as_fd(), buffer, chunk.offset, chunk.length)
+            {
+                Ok(()) => file.chunks.push_back(chunk),
+                Err(error) => {
+                    self.buffers.push(vec![0; READ_BYTES].into_boxed_slice());
+                    file.leaving = Some(Leave::Failed("read", error));
+                }
+            }
+        }
+    }
+
+    /// Takes in a completion. A read that ended early is begun again where it ended.
+    fn arrived(&mut self, done: ReadDone) {
+        let index = (done.token & 0xff) as usize;
+        let Some(file) = &mut self.slots[index] else {
+            self.buffers.push(done.buffer);
+            return;
+        };
+        let number = done.token >> 8;
+        let Some(at) = file.chunks.iter().position(|chunk| chunk.number == number) else {
+            self.buffers.push(done.buffer);
+            return;
+        };
+        match done.read {
+            Ok(0) => {
+                // Shorter than it was when it was opened.
+                file.leaving.get_or_insert_with(changed);
+            }
+            Ok(bytes) => {
+                file.chunks[at].here = Some((done.buffer, bytes));
+                return;
+            }
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock
+                ) =>
+            {
+                file.chunks[at].here = Some((done.buffer, 0));
+                return;
+            }
+            Err(error) => {
+                file.leaving
+                    .get_or_insert_with(|| Leave::Failed("read", error));
+            }
+        }
+        file.chunks.remove(at);
+        self.buffers.push(done.buffer);
+    }
+
+    /// Hashes what is next in each file, the files side by side, until nothing more is here.
+    fn hash_what_is_here(&mut self) {
+        loop {
+            let mut lanes: Vec<(&mut Stream, &[u8])> = Vec::with_capacity(FILES_IN_FLIGHT);
+            for file in self.slots.iter_mut().flatten() {
+                let InFlight { stream, chunks, .. } = file;
+                if let Some(Chunk {
+                    here: Some((buffer, bytes)),
+                    ..
+                }) = chunks.front()
+                {
+                    lanes.push((stream, &buffer[..*bytes]));
+                }
+            }
+            if lanes.is_empty() {
+                return;
+            }
+            digest::update(&mut lanes);
+            drop(lanes);
+            for index in 0..self.slots.len() {
+                self.hashed_front(index);
+            }
+        }
+    }
+
+    /// Writes the piece that was just hashed to the copy, and reads what is missing of it or what follows.
+    fn hashed_front(&mut self, index: usize) {
+        let Some(file) = &mut self.slots[index] else {
+            return;
+        };
+        let Some(front) = file.chunks.front_mut() else {
+            return;
+        };
+        let Some((buffer, bytes)) = front.here.take() else {
+            return;
+        };
+        if let (Some(copy), None) = (&file.copy, &file.leaving) {
+            if let Err(error) = copy.write(&buffer[..bytes], front.offset) {
+                file.leaving = Some(no_room_or("write the copy of", error));
+            }
+        }
+        front.offset += bytes as u64;
+        front.length -= bytes;
+        if front.length > 0 && file.leaving.is_none() {
+            let name = token(index, front.number);
+            match self
+                .engine
+                .read(name, file.file.as_fd(), buffer, front.offset, front.length)
+            {
+                Ok(()) => return,
+                Err(error) => {
+                    self.buffers.push(vec![0; READ_BYTES].into_boxed_slice());
+                    file.leaving = Some(Leave::Failed("read", error));
+                    file.chunks.pop_front();
+                    return;
+                }
+            }
+        }
+        file.chunks.pop_front();
+        self.buffers.push(buffer);
+        self.submit(index);
+    }
+
+    /// Hands on the files that are read to the end, and lets go of those that will not be.
+    fn move_on(&mut self) {
+        for index in 0..self.slots.len() {
+            let ended = self.slots[index].as_ref().is_some_and(|file| {
+                let all_back = file.chunks.is_empty();
+                all_back && (file.leaving.is_some() || file.next == file.before.identity.size)
+            });
+            if ended {
+                if let Some(file) = self.slots[index].take() {
+                    self.finish(file);
+                }
+            } else {
+                // Buffers may have been short when its turn came.
+                self.submit(index);
+            }
+        }
+    }
+
+    fn finish(&self, mut file: InFlight) {
+        let whole = match file.leaving.take() {
+            Some(leave) => Err(leave),
+            None => check_whole(&file).and_then(|sidecar| {
+                let copy = file.copy.take().map(|copy| copy.finish(&file.file, &file.before));
+                let copy = copy.transpose();
+                Ok((sidecar, copy.map_err(|error| no_room_or("finish the copy of", error))?))
+            }),
+        };
+        let (sidecar, copy) = match whole {
+            Ok(whole) => whole,
+            Err(leave) => {
+                if let Some(copy) = file.copy.take() {
+                    copy.abandon(&*self.shared.warehouse);
+                }
+                return conclude(&self.shared, file.candidate, leave);
+            }
+        };
+        let ended = Instant::now();
+        let took = ended.saturating_duration_since(file.began);
+        self.shared.metrics.record(Stage::Read, took);
+        let digest = file.stream.finish();
+        let finding = sidecar
+            .as_ref()
+            .and_then(|sidecar| sidecar.claimed)
+            .filter(|claimed| *claimed != digest)
+            .map(|claimed| Finding {
+                rule: "sidecar_digest".into(),
+                message: format!(
+                    "its sidecar says sha256 {}, its content has {}",
+                    data_encoding::HEXLOWER.encode(&claimed),
+                    data_encoding::HEXLOWER.encode(&digest)
+                ),
+            });
+        let staged = Staged {
+            candidate: file.candidate,
+            stat: file.before,
+            digest,
+            file: file.file,
+            copy,
+            sidecar: sidecar.map(|sidecar| (sidecar.path, sidecar.identity)),
+            finding,
+            read: (file.began, ended),
+        };
+        // A closed queue: the recorder is gone, and the ticket says so.
+        let _ = self.shared.staged.push(staged);
+    }
+}
+
+/// A sidecar as it was read.
+struct SidecarRead {
+    path: PathBuf,
+    identity: Identity,
+    claimed: Option<crate::ledger::Digest>,
+}
+
+/// Whether the file is still what it was when its reading began.
+fn check_whole(file: &InFlight) -> Result<Option<SidecarRead>, Leave> {
+    let input = &file.candidate.input;
+    let path = || input.absolute(file.candidate.path());
+    let after = stat::stat_fd(&file.file).map_err(|error| Leave::Failed("look at", error))?;
+    if after.identity != file.before.identity {
+        events::file_changed(&path(), "changed while it was read");
+        return Err(changed());
+    }
+    if file.file.has_lease() && !lease::still_held(file.file.as_fd()) {
+        events::file_changed(&path(), "opened for writing while it was read");
+        return Err(again(CHANGED_REST, Waiting::HeldOpen));
+    }
+    if input.settings.mode == Mode::Sidecar {
+        return read_sidecar(file);
+    }
+    Ok(None)
+}
+
+fn read_sidecar(file: &InFlight) -> Result<Option<SidecarRead>, Leave> {
+    let input = &file.candidate.input;
+    let path = sidecar_path(file.candidate.path(), &input.settings.sidecar_suffix);
+    let fd = match open::file_beneath(&*input.dir, path.as_os_str()) {
+        Ok(fd) => fd,
+        // An empty file needs none.
+        Err(_) if file.before.identity.size == 0 => return Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return Err(again(CHANGED_REST, Waiting::Sidecar));
+        }
+        Err(error) => return Err(Leave::Failed("open the sidecar of", error)),
+    };
+    let failed = |error: io::Error| Leave::Failed("read the sidecar of", error);
+    let before = stat::stat_fd(&fd).map_err(failed)?;
+    if before.kind != FileType::RegularFile {
+        return Err(again(CHANGED_REST, Waiting::Sidecar));
+    }
+    let claimed = if before.identity.size <= SIDECAR_BYTES_MAX {
+        let mut content = vec![0; before.identity.size as usize];
+        let handle = Handle::new(fd);
+        let mut read = 0;
+        while read < content.len() {
+            let rest = &mut content[read..];
+            match rustix::io::pread(&handle, rest, read as u64).map_err(io::Error::from) {
+                Ok(0) => break,
+                Ok(bytes) => read += bytes,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(failed(error)),
+            }
+        }
+        if stat::stat_fd(&handle).map_err(failed)?.identity != before.identity {
+            return Err(again(CHANGED_REST, Waiting::Sidecar));
+        }
+        let name = file.candidate.path().file_name().unwrap_or_default();
+        claimed_digest(&content[..read], name)
+    } else {
+        None
+    };
+    Ok(Some(SidecarRead {
+        path,
+        identity: before.identity,
+        claimed,
+    }))
+}
+
+/// The path of a file's sidecar.
+pub fn sidecar_path(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_os_string();
+    name.push(suffix);
+    name.into()
+}
+
+fn changed() -> Leave {
+    again(CHANGED_REST, Waiting::Still)
+}
+
+fn again(after: Duration, why: Waiting) -> Leave {
+    Leave::With(Fate::Again { after, why })
+}
+
+/// What an error of opening means for the file.
+fn opening(error: io::Error) -> Leave {
+    match Errno::from_io_error(&error) {
+        Some(Errno::NOENT | Errno::NOTDIR) => Leave::With(Fate::Withdrawn),
+        Some(Errno::LOOP) => Leave::With(Fate::Ignored("a symbolic link is on its path")),
+        Some(Errno::XDEV) => Leave::With(Fate::Ignored("another filesystem is mounted there")),
+        Some(Errno::NXIO | Errno::NODEV) => Leave::With(Fate::Ignored("not a regular file")),
+        Some(Errno::AGAIN) => again(Duration::ZERO, Waiting::HeldOpen),
+        _ => no_room_or("open", error),
+    }
+}
+
+fn no_room_or(operation: &'static str, error: io::Error) -> Leave {
+    if crate::pipeline::is_no_room(&error) {
+        Leave::With(Fate::NoRoom(format!("cannot {operation} a file: {error}")))
+    } else {
+        Leave::Failed(operation, error)
+    }
+}
+
+fn conclude(shared: &ReaderShared, candidate: Candidate, leave: Leave) {
+    let path = candidate.input.absolute(candidate.path());
+    match leave {
+        Leave::With(fate) => candidate.ticket.close(fate),
+        Leave::Failed(operation, error) => {
+            let remedy = "it stays in staging and is tried again; check its permissions and the device";
+            events::file_failed(&path, operation, &error.to_string(), remedy);
+            shared
+                .metrics
+                .errors
+                .fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            candidate.ticket.close(Fate::Again {
+                after: ERROR_REST,
+                why: Waiting::Unreadable,
+            });
+        }
+        Leave::Fatal(failure) => {
+            drop(candidate);
+            let _ = shared.failed.try_push(failure);
+        }
+    }
+}

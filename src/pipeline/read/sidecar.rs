@@ -1,0 +1,101 @@
+//! What a sidecar says: nothing, or the digest of its file, bare or in the form of `sha256sum`.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+
+use crate::ledger::Digest;
+
+/// Larger sidecars are not read: none that holds a digest is.
+pub const SIDECAR_BYTES_MAX: u64 = 1 << 20;
+
+/// The digest that `content` claims for the file `name`. Of several lines, the one that names the file counts; a
+/// line without a name counts for any file.
+pub fn claimed_digest(content: &[u8], name: &OsStr) -> Option<Digest> {
+    let mut bare = None;
+    let mut first = None;
+    for line in content.split(|&byte| byte == b'\n') {
+        let line = line.trim_ascii();
+        // sha256sum marks a line whose name it had to escape.
+        let (escaped, line) = match line.strip_prefix(b"\\") {
+            Some(rest) => (true, rest),
+            None => (false, line),
+        };
+        let Some((digest, rest)) = line.split_at_checked(64) else {
+            continue;
+        };
+        let Ok(digest) = data_encoding::HEXLOWER_PERMISSIVE.decode(digest) else {
+            continue;
+        };
+        let Ok(digest) = Digest::try_from(digest) else {
+            continue;
+        };
+        if rest.is_empty() {
+            bare = bare.or(Some(digest));
+            continue;
+        }
+        // Two spaces, or a space and the mark of binary mode.
+        let Some(named) = rest
+            .strip_prefix(b"  ")
+            .or_else(|| rest.strip_prefix(b" *"))
+            .or_else(|| rest.strip_prefix(b" "))
+        else {
+            continue;
+        };
+        let named = if escaped { unescape(named) } else { named.to_vec() };
+        let named = named.rsplit(|&byte| byte == b'/').next().unwrap_or(&named);
+        if named == name.as_bytes() {
+            return Some(digest);
+        }
+        first = first.or(Some(digest));
+    }
+    // A file that was renamed on its way still has the one digest that came with it.
+    bare.or(first)
+}
+
+fn unescape(name: &[u8]) -> Vec<u8> {
+    let mut bytes = name.iter();
+    let mut out = Vec::with_capacity(name.len());
+    while let Some(&byte) = bytes.next() {
+        out.push(match byte {
+            b'\\' => match bytes.next() {
+                Some(b'n') => b'\n',
+                Some(b'r') => b'\r',
+                Some(&other) => other,
+                None => b'\\',
+            },
+            byte => byte,
+        });
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A: &str = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
+    const B: &str = "BBbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb";
+
+    fn claimed(content: &str) -> Option<u8> {
+        claimed_digest(content.as_bytes(), OsStr::new("x.csv")).map(|digest| digest[0])
+    }
+
+    #[test]
+    fn digests_are_found_bare_and_in_the_form_of_sha256sum() {
+        assert_eq!(claimed(""), None);
+        assert_eq!(claimed("done\n"), None);
+        assert_eq!(claimed(A), Some(0xaa));
+        assert_eq!(claimed(&format!("  {A}\r\n")), Some(0xaa));
+        assert_eq!(claimed(&format!("{B}  x.csv\n")), Some(0xbb));
+        assert_eq!(claimed(&format!("{A} *out/y.csv\n{B} */out/x.csv\n")), Some(0xbb));
+        assert_eq!(claimed(&format!("{A}  y.csv\n")), Some(0xaa));
+        assert_eq!(claimed(&format!("{A}tail\n")), None);
+    }
+
+    #[test]
+    fn an_escaped_name_is_compared_as_it_is() {
+        let content = format!("{B}  other\n\\{A}  a\\nb\\\\c\n");
+        let digest = claimed_digest(content.as_bytes(), OsStr::new("a\nb\\c")).unwrap();
+        assert_eq!(digest[0], 0xaa);
+    }
+}

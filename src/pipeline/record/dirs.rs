@@ -1,0 +1,75 @@
+//! Directories of one batch: each opened once, made durable where it is made, synced once.
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::io::Disk;
+
+/// Opens the directory `path` beneath `root`, making what is missing. Every directory on the way that is made is
+/// durable in its parent before this returns.
+pub fn ensure_dir<D: Disk>(disk: &D, root: &D::Dir, path: &Path) -> io::Result<D::Dir> {
+    match disk.open_dir(root, path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        opened => return opened,
+    }
+    let parent = ensure_dir(disk, root, path.parent().unwrap_or(Path::new("")))?;
+    let name = path.file_name().unwrap_or(OsStr::new("."));
+    match disk.make_dir(&parent, name) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        _ => {}
+    }
+    disk.sync_dir(&parent)
+        .map_err(|error| io::Error::other(SyncFailed(error)))?;
+    disk.open_dir(&parent, Path::new(name))
+}
+
+/// Marks an error as that of a sync, which is final.
+#[derive(Debug, thiserror::Error)]
+#[error("sync: {0}")]
+pub struct SyncFailed(pub io::Error);
+
+/// Whether an error comes from a sync.
+pub fn is_sync_failure(error: &io::Error) -> bool {
+    error
+        .get_ref()
+        .is_some_and(|inner| inner.is::<SyncFailed>())
+}
+
+/// Directories in use, by root and path.
+pub struct Dirs<K: Ord, D: Disk> {
+    open: BTreeMap<(K, PathBuf), D::Dir>,
+}
+
+impl<K: Ord + Copy, D: Disk> Default for Dirs<K, D> {
+    fn default() -> Self {
+        Dirs {
+            open: BTreeMap::new(),
+        }
+    }
+}
+
+impl<K: Ord + Copy, D: Disk> Dirs<K, D> {
+    /// The directory `path` beneath `root`, which is known as `key`. With `make`, what is missing is made.
+    pub fn get(
+        &mut self,
+        disk: &D,
+        key: K,
+        root: &D::Dir,
+        path: &Path,
+        make: bool,
+    ) -> io::Result<D::Dir> {
+        let at = (key, path.to_path_buf());
+        if let Some(dir) = self.open.get(&at) {
+            return Ok(dir.clone());
+        }
+        let dir = if make {
+            ensure_dir(disk, root, path)?
+        } else {
+            disk.open_dir(root, path)?
+        };
+        self.open.insert(at, dir.clone());
+        Ok(dir)
+    }
+}

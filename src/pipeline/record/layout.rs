@@ -1,0 +1,222 @@
+//! Names on disk: partitions, file names in the warehouse, manifests, markers. All pure functions.
+
+use std::ffi::{OsStr, OsString};
+use std::os::fd::AsFd;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+
+use crate::ledger::Digest;
+
+/// Temporary files of copies, on filesystems without unnamed files. Swept at every start.
+pub const TMP_DIR: &str = "_tmp";
+/// Where duplicates are set aside, beneath the warehouse. Hive and Spark skip names that begin with `_`.
+pub const DUPLICATES_DIR: &str = "_duplicates";
+/// Where bad files are set aside, beneath the warehouse.
+pub const QUARANTINE_DIR: &str = "_quarantine";
+/// File in warehouse and manifests that names the ledger they belong to.
+pub const MARKER: &str = ".ringest-ledger";
+/// A manifest's file name.
+pub const MANIFEST: &str = "manifest.jsonl";
+
+/// Longest file name that Linux filesystems take, in bytes.
+const NAME_BYTES_MAX: usize = 255;
+/// A longer extension is taken for part of the stem, so that a stem can always be cut.
+const EXTENSION_BYTES_MAX: usize = 64;
+const REASON_SUFFIX: &str = ".reason.json";
+const MICROS_PER_HOUR: i64 = 3_600_000_000;
+
+/// The date partition of a time.
+pub fn partition(time_micros: i64) -> PathBuf {
+    let date = timestamp(time_micros).to_zoned(TimeZone::UTC).date();
+    format!(
+        "ingest_date={:04}-{:02}-{:02}",
+        date.year(),
+        date.month(),
+        date.day()
+    )
+    .into()
+}
+
+/// The hour of a time, in hours since the epoch.
+pub fn hour(time_micros: i64) -> i64 {
+    time_micros.div_euclid(MICROS_PER_HOUR)
+}
+
+/// The path of an hour's manifest beneath the manifests directory.
+pub fn manifest_path(hour: i64) -> PathBuf {
+    let time = timestamp(hour * MICROS_PER_HOUR).to_zoned(TimeZone::UTC);
+    format!(
+        "{:04}/{:02}/{:02}/{:02}/{MANIFEST}",
+        time.year(),
+        time.month(),
+        time.day(),
+        time.hour()
+    )
+    .into()
+}
+
+/// RFC 3339 in UTC, with microseconds.
+pub fn rfc3339(time_micros: i64) -> String {
+    format!("{:.6}", timestamp(time_micros))
+}
+
+fn timestamp(time_micros: i64) -> Timestamp {
+    Timestamp::from_microsecond(time_micros).unwrap_or(Timestamp::UNIX_EPOCH)
+}
+
+/// The names under which new content may enter its partition, in the order in which they are tried: its own, then with
+/// 8, 16 and 64 digits of its digest. The last one, which only repeated arrivals of the same bytes reach
+/// (`--dedupe off`), adds the sequence number.
+pub fn candidate_names(
+    name: &OsStr,
+    digest: &Digest,
+    seq: u64,
+) -> impl Iterator<Item = OsString> {
+    let hex = data_encoding::HEXLOWER.encode(digest);
+    let name = name.to_os_string();
+    (0..5).map(move |attempt| match attempt {
+        0 => name.clone(),
+        1 => with_infix(&name, &hex[..8]),
+        2 => with_infix(&name, &hex[..16]),
+        3 => with_infix(&name, &hex),
+        _ => with_infix(&name, &format!("{hex}.{seq}")),
+    })
+}
+
+/// The names under which a file may be set aside: its own, then with its sequence number.
+pub fn aside_names(name: &OsStr, seq: u64) -> impl Iterator<Item = OsString> {
+    let name = name.to_os_string();
+    (0..2).map(move |attempt| match attempt {
+        0 => name.clone(),
+        _ => numbered(&name, seq),
+    })
+}
+
+/// `<name>.<seq>`, cut to fit.
+pub fn numbered(name: &OsStr, seq: u64) -> OsString {
+    with_suffix(name, &format!(".{seq}"))
+}
+
+/// The name of the file that says why `name` was set aside.
+pub fn reason_name(name: &OsStr) -> OsString {
+    with_suffix(name, REASON_SUFFIX)
+}
+
+/// Where a file goes that changed after it was placed and whose own name is taken again. A pure function of the
+/// arrival, so that recovery knows where to look.
+pub fn changed_path(partition: &Path, path: &Path, seq: u64) -> PathBuf {
+    let name = numbered(path.file_name().unwrap_or_default(), seq);
+    Path::new(QUARANTINE_DIR)
+        .join(partition)
+        .join(path.parent().unwrap_or(Path::new("")))
+        .join(name)
+}
+
+/// The name a file takes in its own directory on its way out, so that what is unlinked is what was meant.
+pub fn leaving_name(uuid: &str, seq: u64, sidecar: bool) -> OsString {
+    let kind = if sidecar { ".sidecar" } else { "" };
+    format!(".ringest-{uuid}-{seq}{kind}").into()
+}
+
+/// Removes a temporary file of a copy that did not come about. One that stays is swept at the next start.
+pub fn remove_temporary(warehouse: impl AsFd, name: &OsStr) {
+    if let Ok(dir) = crate::io::open::dir_beneath(warehouse, TMP_DIR.as_ref()) {
+        let _ = rustix::fs::unlinkat(dir, name, rustix::fs::AtFlags::empty());
+    }
+}
+
+fn with_infix(name: &OsStr, infix: &str) -> OsString {
+    let bytes = name.as_bytes();
+    let dot = bytes
+        .iter()
+        .rposition(|&byte| byte == b'.')
+        .filter(|&dot| dot > 0 && bytes.len() - dot <= EXTENSION_BYTES_MAX);
+    let (stem, extension) = bytes.split_at(dot.unwrap_or(bytes.len()));
+    let room = NAME_BYTES_MAX.saturating_sub(1 + infix.len() + extension.len());
+    let mut new = cut(stem, room).to_vec();
+    new.push(b'.');
+    new.extend(infix.as_bytes());
+    new.extend(extension);
+    OsString::from_vec(new)
+}
+
+fn with_suffix(name: &OsStr, suffix: &str) -> OsString {
+    let mut new = cut(name.as_bytes(), NAME_BYTES_MAX - suffix.len()).to_vec();
+    new.extend(suffix.as_bytes());
+    OsString::from_vec(new)
+}
+
+/// The first `room` bytes, fewer where a UTF-8 character would be split.
+fn cut(bytes: &[u8], room: usize) -> &[u8] {
+    if bytes.len() <= room {
+        return bytes;
+    }
+    let is_continuation = |at: usize| bytes[at] & 0xc0 == 0x80;
+    let mut end = room;
+    while end > 0 && room - end < 4 && is_continuation(end) {
+        end -= 1;
+    }
+    if is_continuation(end) {
+        end = room;
+    }
+    &bytes[..end]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn names(name: &str) -> Vec<String> {
+        candidate_names(OsStr::new(name), &[0xab; 32], 7)
+            .map(|name| name.into_string().unwrap())
+            .collect()
+    }
+
+    #[test]
+    fn names_grow_by_digits_of_the_digest() {
+        let hex = "ab".repeat(32);
+        assert_eq!(
+            names("a.tar.gz"),
+            [
+                "a.tar.gz".to_string(),
+                "a.tar.abababab.gz".into(),
+                "a.tar.abababababababab.gz".into(),
+                format!("a.tar.{hex}.gz"),
+                format!("a.tar.{hex}.7.gz"),
+            ]
+        );
+        assert_eq!(names("plain")[1], "plain.abababab");
+    }
+
+    #[test]
+    fn times_become_paths_in_utc() {
+        let time = 1_763_468_159_123_456;
+        assert_eq!(partition(time), Path::new("ingest_date=2025-11-18"));
+        let manifest = manifest_path(hour(time));
+        assert_eq!(manifest, Path::new("2025/11/18/12/manifest.jsonl"));
+        assert_eq!(rfc3339(time), "2025-11-18T12:15:59.123456Z");
+    }
+
+    proptest! {
+        #[test]
+        fn every_name_fits_and_is_one_component(
+            bytes in proptest::collection::vec(1u8.., 1..=255),
+            seq: u64,
+        ) {
+            let bytes: Vec<u8> = bytes.into_iter().map(|byte| if byte == b'/' { b'_' } else { byte }).collect();
+            let name = OsString::from_vec(bytes);
+            let tried: Vec<OsString> = candidate_names(&name, &[7; 32], seq).collect();
+            let aside = aside_names(&name, seq).flat_map(|name| [reason_name(&name), name]);
+            for tried in tried.iter().cloned().chain(aside) {
+                prop_assert!(tried.len() <= NAME_BYTES_MAX);
+                prop_assert!(!tried.is_empty() && !tried.as_bytes().contains(&b'/'));
+            }
+            let distinct: std::collections::HashSet<_> = tried.iter().collect();
+            prop_assert!(distinct.len() >= 4, "{tried:?}");
+        }
+    }
+}

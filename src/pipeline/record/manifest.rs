@@ -1,0 +1,269 @@
+//! The manifest: one JSON object a line, one file an hour. A projection of the ledger: where each line goes and what it
+//! says is fixed there before it is written, so writing it again is harmless.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use xxhash_rust::xxh3::xxh3_64;
+
+use crate::failure::{Exit, Failure};
+use crate::io::Disk;
+use crate::ledger::{Arrival, Line, ManifestEnd, PendingLines};
+
+use super::dirs::ensure_dir;
+use super::layout;
+
+/// A line's fields, in the order in which they are written.
+#[derive(Serialize)]
+struct Entry<'a> {
+    path: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    path_b64: Option<String>,
+    sha256: String,
+    device: u64,
+    inode: u64,
+    size: u64,
+    mtime: i64,
+    warehouse_path: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    warehouse_path_b64: Option<String>,
+    seq: u64,
+    source: &'a str,
+    mtime_ns: i128,
+    ingested_at: String,
+}
+
+/// The line of an arrival, newline included.
+pub fn line(arrival: &Arrival, source: &str, input: &Path, warehouse: &Path) -> Vec<u8> {
+    let path = input.join(&arrival.path);
+    let placed = warehouse.join(&arrival.placed);
+    let mut bytes = serde_json::to_vec(&Entry {
+        path: &path.to_string_lossy(),
+        path_b64: exact(&path),
+        sha256: data_encoding::HEXLOWER.encode(&arrival.digest),
+        device: arrival.identity.device,
+        inode: arrival.identity.inode,
+        size: arrival.identity.size,
+        mtime: arrival.identity.mtime.seconds,
+        warehouse_path: &placed.to_string_lossy(),
+        warehouse_path_b64: exact(&placed),
+        seq: arrival.seq,
+        source,
+        mtime_ns: arrival.identity.mtime.as_nanos(),
+        ingested_at: layout::rfc3339(arrival.time_micros),
+    })
+    .expect("strings and numbers");
+    bytes.push(b'\n');
+    bytes
+}
+
+/// The bytes of a path that is not UTF-8.
+fn exact(path: &Path) -> Option<String> {
+    let bytes = path.as_os_str().as_bytes();
+    std::str::from_utf8(bytes)
+        .is_err()
+        .then(|| data_encoding::BASE64.encode(bytes))
+}
+
+/// What the ledger remembers of a line at `offset`.
+pub fn line_at(offset: u64, bytes: &[u8]) -> Line {
+    Line {
+        offset,
+        length: bytes.len() as u32,
+        checksum: xxh3_64(bytes),
+    }
+}
+
+/// The manifest file in use.
+pub struct ManifestWriter<D: Disk> {
+    root: D::Dir,
+    path: PathBuf,
+    end: Option<ManifestEnd>,
+    open: Option<(i64, D::File)>,
+}
+
+impl<D: Disk> ManifestWriter<D> {
+    /// A writer that goes on at `end`.
+    pub fn new(root: D::Dir, path: PathBuf, end: Option<ManifestEnd>) -> ManifestWriter<D> {
+        ManifestWriter {
+            root,
+            path,
+            end,
+            open: None,
+        }
+    }
+
+    /// Where the next line of `hour` goes.
+    pub fn next_offset(&self, hour: i64) -> u64 {
+        match self.end {
+            Some(end) if end.hour == hour => end.offset,
+            _ => 0,
+        }
+    }
+
+    /// The file's path, for people.
+    pub fn file_path(&self, hour: i64) -> PathBuf {
+        self.path.join(layout::manifest_path(hour))
+    }
+
+    /// Makes the file of `hour`, durable in its directory, with room for `bytes` more. The inner error is want of room.
+    pub fn reserve(
+        &mut self,
+        disk: &D,
+        hour: i64,
+        bytes: u64,
+    ) -> Result<std::io::Result<()>, Failure> {
+        let path = self.file_path(hour);
+        let offset = self.next_offset(hour);
+        match self.open(disk, hour)? {
+            Ok(()) => {}
+            Err(error) => return Ok(Err(error)),
+        }
+        let Some((_, file)) = &self.open else {
+            return Ok(Ok(()));
+        };
+        let length = disk
+            .stat_file(file)
+            .map_err(|error| Failure::io("look at the manifest", &path, &error))?
+            .identity
+            .size;
+        if length > offset {
+            return Err(beyond(&path, length, offset));
+        }
+        match disk.reserve(file, offset, bytes) {
+            Err(error) if !crate::pipeline::is_no_room(&error) => {
+                Err(Failure::io("reserve space in the manifest", &path, &error))
+            }
+            reserved => Ok(reserved),
+        }
+    }
+
+    fn open(&mut self, disk: &D, hour: i64) -> Result<std::io::Result<()>, Failure> {
+        if matches!(&self.open, Some((open, _)) if *open == hour) {
+            return Ok(Ok(()));
+        }
+        let path = self.file_path(hour);
+        let relative = layout::manifest_path(hour);
+        let parent = relative.parent().unwrap_or(Path::new(""));
+        let failed = |error| Failure::io("make the manifest", &path, &error);
+        let dir = match ensure_dir(disk, &self.root, parent) {
+            Ok(dir) => dir,
+            Err(error) if crate::pipeline::is_no_room(&error) => return Ok(Err(error)),
+            Err(error) => return Err(failed(error)),
+        };
+        let file = match disk.create(&dir, OsStr::new(layout::MANIFEST)) {
+            Ok(file) => file,
+            Err(error) if crate::pipeline::is_no_room(&error) => return Ok(Err(error)),
+            Err(error) => return Err(failed(error)),
+        };
+        disk.sync_dir(&dir)
+            .map_err(|error| Failure::sync("sync the directory of the manifest", &path, &error))?;
+        self.open = Some((hour, file));
+        Ok(Ok(()))
+    }
+
+    /// Notes that the ledger has promised these lines.
+    pub fn assign(&mut self, lines: &PendingLines) {
+        debug_assert_eq!(lines.offset, self.next_offset(lines.hour));
+        self.end = Some(lines.end());
+    }
+
+    /// Writes lines where the ledger has put them, and makes them durable. Returns the watermark. Want of room is given
+    /// back as an error to try again.
+    pub fn write(
+        &mut self,
+        disk: &D,
+        lines: &PendingLines,
+    ) -> Result<std::io::Result<ManifestEnd>, Failure> {
+        let path = self.file_path(lines.hour);
+        if let Err(error) = self.open(disk, lines.hour)? {
+            return Ok(Err(error));
+        }
+        let Some((_, file)) = &self.open else {
+            return Ok(Ok(lines.end()));
+        };
+        match disk.write_at(file, &lines.bytes, lines.offset) {
+            Ok(()) => {}
+            Err(error) if crate::pipeline::is_no_room(&error) => return Ok(Err(error)),
+            Err(error) => return Err(Failure::io("write the manifest", &path, &error)),
+        }
+        disk.sync_files(&self.root, &[file])
+            .map_err(|error| Failure::sync("sync the manifest", &path, &error))?;
+        Ok(Ok(lines.end()))
+    }
+
+    /// Refuses a manifest that the order of writes makes impossible: longer than promised or shorter than synced.
+    pub fn check(&self, disk: &D, synced: Option<ManifestEnd>) -> Result<(), Failure> {
+        let Some(assigned) = self.end else {
+            return Ok(());
+        };
+        let path = self.file_path(assigned.hour);
+        let relative = layout::manifest_path(assigned.hour);
+        let parent = relative.parent().unwrap_or(Path::new(""));
+        let length = disk
+            .open_dir(&self.root, parent)
+            .and_then(|dir| disk.stat(&dir, OsStr::new(layout::MANIFEST)))
+            .or_else(|error| match error.kind() {
+                std::io::ErrorKind::NotFound => Ok(None),
+                _ => Err(error),
+            })
+            .map_err(|error| Failure::io("look at the manifest", &path, &error))?
+            .map_or(0, |stat| stat.identity.size);
+        if length > assigned.offset {
+            return Err(beyond(&path, length, assigned.offset));
+        }
+        let synced = match synced {
+            Some(synced) if synced.hour == assigned.hour => synced.offset,
+            _ => 0,
+        };
+        if length < synced {
+            let cause = format!("it holds {length} bytes, {synced} were written and synced");
+            return Err(impossible(&path, cause));
+        }
+        Ok(())
+    }
+}
+
+fn beyond(path: &Path, length: u64, assigned: u64) -> Failure {
+    let cause = format!("it holds {length} bytes, the ledger gave out only {assigned}");
+    impossible(path, cause)
+}
+
+fn impossible(path: &Path, cause: String) -> Failure {
+    Failure::new(
+        Exit::Io,
+        "go on with the manifest",
+        path,
+        cause,
+        "somebody else changed it, or manifests and state do not belong together: restore it, see `ringest verify`",
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ledger::schema::tests::arrival;
+    use std::ffi::OsString;
+    use std::os::unix::ffi::OsStringExt;
+
+    #[test]
+    fn a_line_has_the_documented_fields_in_order() {
+        let line = line(&arrival(), "in", Path::new("/in"), Path::new("/wh"));
+        insta::assert_snapshot!(String::from_utf8(line).unwrap(), @"");
+    }
+
+    #[test]
+    fn a_name_that_is_not_utf8_is_kept_exactly_and_the_line_stays_one_line() {
+        let mut arrival = arrival();
+        arrival.path = PathBuf::from(OsString::from_vec(b"a\xff\n\".csv".to_vec()));
+        let line = line(&arrival, "in", Path::new("/in"), Path::new("/wh"));
+        assert_eq!(line.iter().filter(|&&byte| byte == b'\n').count(), 1);
+        let entry: serde_json::Value = serde_json::from_slice(&line).unwrap();
+        let exact = data_encoding::BASE64
+            .decode(entry["path_b64"].as_str().unwrap().as_bytes())
+            .unwrap();
+        assert_eq!(exact, b"/in/a\xff\n\".csv");
+    }
+}
