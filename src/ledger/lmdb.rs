@@ -328,6 +328,16 @@ impl Lmdb {
         Ok(self.meta(meta::NEXT_SEQ)?.unwrap_or(1))
     }
 
+    /// The last sequence number with a record, 0 before the first.
+    pub fn recorded_to(&self) -> Result<u64, Failure> {
+        self.read("read the ledger in", |txn, tables| {
+            Ok(match tables.records.last(txn)? {
+                Some((key, _)) => seq_value(&self.dir, key)?,
+                None => 0,
+            })
+        })
+    }
+
     /// How far the manifests go.
     pub fn manifest_ends(&self) -> Result<ManifestEnds, Failure> {
         Ok(ManifestEnds {
@@ -440,6 +450,7 @@ impl Ledger for Lmdb {
         Ok(Opening {
             uuid: self.uuid()?.unwrap_or_default(),
             next_seq: self.next_seq()?,
+            recorded_to: self.recorded_to()?,
             last_time_micros: self.meta::<u64>(meta::LAST_TIME)?.unwrap_or(0) as i64,
             clean: self.clean()?,
             manifest: ends.assigned,
@@ -483,11 +494,11 @@ impl Ledger for Lmdb {
         Ok(entry.id)
     }
 
-    fn lookup(&mut self, keys: &[ContentKey]) -> Result<Vec<Option<u64>>, Failure> {
+    fn lookup(&self, keys: &[ContentKey]) -> Result<Vec<Option<u64>>, Failure> {
         self.lookup_all(keys)
     }
 
-    fn record(&mut self, seq: u64) -> Result<Option<Record>, Failure> {
+    fn record(&self, seq: u64) -> Result<Option<Record>, Failure> {
         self.record_of(seq)
     }
 

@@ -19,6 +19,8 @@ pub struct Opening {
     pub uuid: String,
     /// The sequence number that the next arrival gets. The first is 1.
     pub next_seq: u64,
+    /// The last sequence number with a record, 0 before the first.
+    pub recorded_to: u64,
     /// Latest time given to an arrival, in microseconds since the epoch.
     pub last_time_micros: i64,
     /// Whether the last session ended by itself.
@@ -73,9 +75,9 @@ pub trait Ledger {
     /// The number under which a staging directory is known, given out at first sight.
     fn source_id(&mut self, name: &str, input: &std::path::Path) -> Result<SourceId, Failure>;
     /// Which arrival brought each content; `keys` are best sorted.
-    fn lookup(&mut self, keys: &[ContentKey]) -> Result<Vec<Option<u64>>, Failure>;
+    fn lookup(&self, keys: &[ContentKey]) -> Result<Vec<Option<u64>>, Failure>;
     /// What became of an arrival.
-    fn record(&mut self, seq: u64) -> Result<Option<Record>, Failure>;
+    fn record(&self, seq: u64) -> Result<Option<Record>, Failure>;
     /// Commit A: what is about to be placed.
     fn commit_intents(&mut self, intents: &[Arrival], next_seq: u64) -> Result<(), Failure>;
     /// Commit B, and housekeeping.

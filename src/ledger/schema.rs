@@ -142,7 +142,7 @@ pub struct Record {
     pub state: RecordState,
 }
 
-/// Which name is owed its removal.
+/// What is owed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
 pub enum OwedKind {
@@ -152,9 +152,11 @@ pub enum OwedKind {
     Duplicate = 2,
     /// A sidecar.
     Sidecar = 3,
+    /// Nothing to remove: the `.reason.json` of what was set aside is still to be written.
+    Reason = 4,
 }
 
-/// A name that must go.
+/// Work that a record leaves behind: a name that must go, or a reason that must be written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Owed {
     /// The arrival it belongs to.
@@ -163,7 +165,7 @@ pub struct Owed {
     pub kind: OwedKind,
     /// In which staging directory.
     pub source: SourceId,
-    /// Its path beneath the input.
+    /// Its path beneath the input; of a reason, the path beneath the warehouse of the file it explains.
     pub path: PathBuf,
     /// The file that may be removed, and no other.
     pub identity: Identity,
@@ -577,6 +579,7 @@ impl Value for Owed {
                 1 => OwedKind::Source,
                 2 => OwedKind::Duplicate,
                 3 => OwedKind::Sidecar,
+                4 => OwedKind::Reason,
                 _ => return Err(DecodeError::Malformed),
             },
             source: SourceId(from.u16()?),

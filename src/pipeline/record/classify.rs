@@ -1,0 +1,271 @@
+//! Step 1: what each arrival is, and where it will go.
+
+use std::collections::{HashMap, HashSet};
+use std::ffi::OsStr;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::failure::{Exit, Failure};
+use crate::io::Disk;
+use crate::ledger::{Arrival, ContentKey, Ledger, Outcome, Placement, RecordState};
+use crate::observe::events;
+use crate::pipeline::{Fate, Staged, Waiting, is_no_room};
+use crate::settings::{Dedupe, OnDuplicate};
+
+use super::{BatchDirs, Item, Recorder, Root, layout};
+
+/// How long a file rests after an error that concerned only it.
+pub(super) const ERROR_REST: Duration = Duration::from_secs(1);
+
+/// What an error of changing the warehouse means for a file.
+pub(super) fn fate_of(error: &io::Error, operation: &str, path: &Path) -> Fate {
+    use rustix::io::Errno;
+    if is_no_room(error) || Errno::from_io_error(error) == Some(Errno::ROFS) {
+        return Fate::NoRoom(format!("cannot {operation} {}: {error}", path.display()));
+    }
+    let remedy = "the file stays in staging and is tried again; check permissions and what is in its way";
+    events::file_failed(path, operation, &error.to_string(), remedy);
+    Fate::Again {
+        after: ERROR_REST,
+        why: Waiting::Turn,
+    }
+}
+
+impl<D: Disk, L: Ledger> Recorder<D, L> {
+    /// Tells novel from known content and chooses destinations. Content that this very batch is placing is parked:
+    /// whether it is a duplicate is known once that batch stands.
+    pub(super) fn classify(
+        &mut self,
+        dirs: &mut BatchDirs<D>,
+        staged: Vec<Staged<D::File>>,
+    ) -> Result<Vec<Item<D::File>>, Failure> {
+        let keys: Vec<Option<ContentKey>> = staged.iter().map(content_key).collect();
+        let mut asked: Vec<ContentKey> = keys.iter().flatten().copied().collect();
+        asked.sort_unstable();
+        asked.dedup();
+        let found = self.ledger.lookup(&asked)?;
+        let known: HashMap<ContentKey, u64> = asked
+            .into_iter()
+            .zip(found)
+            .filter_map(|(key, seq)| Some((key, seq?)))
+            .collect();
+
+        let time_micros = self.now_micros();
+        let mut in_batch: HashSet<ContentKey> = HashSet::new();
+        let mut taken: HashSet<PathBuf> = HashSet::new();
+        let mut items = Vec::with_capacity(staged.len());
+        for (staged, key) in staged.into_iter().zip(keys) {
+            if !self.disk.unbroken(&staged.file) {
+                let path = staged.candidate.input.absolute(staged.candidate.path());
+                events::file_changed(&path, "opened for writing before it was placed");
+                staged.candidate.ticket.close(Fate::Again {
+                    after: Duration::from_millis(20),
+                    why: Waiting::HeldOpen,
+                });
+                continue;
+            }
+            let outcome = match (&staged.finding, key) {
+                (Some(finding), _) => Outcome::Quarantine {
+                    rule: finding.rule.clone(),
+                    message: finding.message.clone(),
+                },
+                (None, Some(key)) if in_batch.contains(&key) => {
+                    self.parked.push(staged);
+                    continue;
+                }
+                (None, Some(key)) => match known.get(&key) {
+                    Some(&of) if self.stored_copy_stands(dirs, of)? => Outcome::Duplicate { of },
+                    _ => Outcome::Ingest,
+                },
+                (None, None) => Outcome::Ingest,
+            };
+            let placement = match (&outcome, staged.candidate.input.settings.on_duplicate) {
+                (Outcome::Duplicate { .. }, OnDuplicate::Delete | OnDuplicate::Keep) => {
+                    Placement::None
+                }
+                _ if staged.copy.is_some() => Placement::Copy,
+                _ => Placement::Rename,
+            };
+            let mut arrival = Arrival {
+                seq: self.next_seq,
+                source: staged.candidate.input.id,
+                path: staged.candidate.path().to_path_buf(),
+                identity: staged.stat.identity,
+                sidecar: staged.sidecar.clone(),
+                digest: staged.digest,
+                key: key.filter(|_| outcome == Outcome::Ingest),
+                outcome,
+                placement,
+                placed: PathBuf::new(),
+                placed_inode: match &staged.copy {
+                    Some(copy) => copy.identity.inode,
+                    None => staged.stat.identity.inode,
+                },
+                time_micros,
+            };
+            if placement != Placement::None {
+                match self.choose_name(dirs, &arrival, &mut taken)? {
+                    Ok(placed) => arrival.placed = placed,
+                    Err((error, path)) => {
+                        let fate = fate_of(&error, "make a place for", &path);
+                        staged.candidate.ticket.close(fate);
+                        continue;
+                    }
+                }
+            }
+            in_batch.extend(arrival.key);
+            self.next_seq += 1;
+            let line = (arrival.outcome == Outcome::Ingest).then(|| self.line_of(&arrival));
+            items.push(Item {
+                arrival,
+                staged: Some(staged),
+                line,
+                dropped: None,
+            });
+        }
+        Ok(items)
+    }
+
+    /// The first free name, in a directory that is there. The inner error concerns only this file.
+    #[allow(clippy::type_complexity)]
+    fn choose_name(
+        &self,
+        dirs: &mut BatchDirs<D>,
+        arrival: &Arrival,
+        taken: &mut HashSet<PathBuf>,
+    ) -> Result<Result<PathBuf, (io::Error, PathBuf)>, Failure> {
+        let partition = layout::partition(arrival.time_micros);
+        let base = match &arrival.outcome {
+            Outcome::Ingest => partition,
+            Outcome::Duplicate { .. } => Path::new(layout::DUPLICATES_DIR).join(partition),
+            Outcome::Quarantine { .. } => Path::new(layout::QUARANTINE_DIR).join(partition),
+        };
+        let base = base.join(arrival.path.parent().unwrap_or(Path::new("")));
+        let name = arrival.path.file_name().unwrap_or(OsStr::new("_"));
+        let dir = match self.dir_of(dirs, Root::Warehouse, &base.join(name), true)? {
+            Ok(dir) => dir,
+            Err(error) => return Ok(Err((error, self.warehouse.path.join(base)))),
+        };
+        let free = |name: &OsStr| -> io::Result<bool> {
+            Ok(!taken.contains(&base.join(name)) && self.disk.stat(&dir, name)?.is_none())
+        };
+        let mut chosen = None;
+        if arrival.outcome == Outcome::Ingest {
+            for name in layout::candidate_names(name, &arrival.digest, arrival.seq) {
+                match free(&name) {
+                    Ok(true) => {
+                        chosen = Some((name, None));
+                        break;
+                    }
+                    Ok(false) => {}
+                    Err(error) => return Ok(Err((error, self.warehouse.path.join(base)))),
+                }
+            }
+        } else {
+            // What is set aside needs a second name for its reason.
+            for name in layout::aside_names(name, arrival.seq) {
+                let reason = layout::reason_name(&name);
+                match free(&name).and_then(|is_free| Ok(is_free && free(&reason)?)) {
+                    Ok(true) => {
+                        chosen = Some((name, Some(reason)));
+                        break;
+                    }
+                    Ok(false) => {}
+                    Err(error) => return Ok(Err((error, self.warehouse.path.join(base)))),
+                }
+            }
+        }
+        let Some((name, reason)) = chosen else {
+            let error = io::Error::from(io::ErrorKind::AlreadyExists);
+            return Ok(Err((error, self.warehouse.path.join(base).join(name))));
+        };
+        taken.extend(reason.map(|reason| base.join(reason)));
+        taken.insert(base.join(&name));
+        Ok(Ok(base.join(name)))
+    }
+
+    /// Whether the file that an earlier arrival brought is still in the warehouse. If somebody took it, the newcomer is
+    /// what is left of that content.
+    pub(super) fn stored_copy_stands(
+        &self,
+        dirs: &mut BatchDirs<D>,
+        of: u64,
+    ) -> Result<bool, Failure> {
+        let Some(first) = self.ledger_arrival(of)? else {
+            return Err(Failure::new(
+                Exit::Io,
+                "look up a duplicate in the ledger of",
+                &self.warehouse.path,
+                format!("content is assigned to arrival {of}, which is not recorded"),
+                "restore the state directory from a backup; `ringest verify` lists what does not agree",
+            ));
+        };
+        let path = self.placed_path(&first);
+        let failed = |error: io::Error| Failure::io("look at", &path, &error);
+        let dir = match self.dir_of(dirs, Root::Warehouse, &first.placed, false)? {
+            Ok(dir) => dir,
+            Err(error) if is_absent(&error) => return Ok(false),
+            Err(error) => return Err(failed(error)),
+        };
+        let name = first.placed.file_name().unwrap_or_default();
+        let Some(stat) = self.disk.stat(&dir, name).map_err(failed)? else {
+            return Ok(false);
+        };
+        if stat.kind != rustix::fs::FileType::RegularFile
+            || stat.identity.size != first.identity.size
+        {
+            return Ok(false);
+        }
+        if stat.identity.inode == first.placed_inode {
+            return Ok(true);
+        }
+        // Restored from a backup, perhaps: its content decides.
+        let file = match self.disk.open(&dir, name) {
+            Ok(file) => file,
+            Err(error) if is_absent(&error) => return Ok(false),
+            Err(error) => return Err(failed(error)),
+        };
+        Ok(self.digest_of(&file, &path)? == first.digest)
+    }
+
+    /// The arrival recorded under a number.
+    pub(super) fn ledger_arrival(&self, seq: u64) -> Result<Option<Arrival>, Failure> {
+        Ok(match self.ledger.record(seq)?.map(|record| record.state) {
+            Some(RecordState::Done { arrival, .. }) => Some(arrival),
+            _ => None,
+        })
+    }
+
+    /// Where an earlier arrival is stored, for people.
+    pub(super) fn first_path(&self, seq: u64) -> PathBuf {
+        match self.ledger_arrival(seq) {
+            Ok(Some(arrival)) => self.placed_path(&arrival),
+            _ => PathBuf::new(),
+        }
+    }
+}
+
+/// Under which key an arrival's content is known.
+fn content_key<File>(staged: &Staged<File>) -> Option<ContentKey> {
+    let settings = &staged.candidate.input.settings;
+    let path = staged.candidate.path();
+    if staged.finding.is_some() {
+        return None;
+    }
+    match settings.dedupe {
+        Dedupe::Off => None,
+        // All empty files have the same content, which says nothing.
+        _ if staged.stat.identity.size == 0 => Some(ContentKey::with_name(&staged.digest, path)),
+        Dedupe::Global => Some(ContentKey::global(&staged.digest)),
+        Dedupe::Source => Some(ContentKey::within_source(&staged.digest, &settings.name)),
+        Dedupe::Name => Some(ContentKey::with_name(&staged.digest, path)),
+    }
+}
+
+pub(super) fn is_absent(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+    )
+}

@@ -1,0 +1,300 @@
+//! The commit protocol, in order. What each crash leaves is in the table of [`super::recover`].
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use crate::failure::Failure;
+use crate::io::Disk;
+use crate::ledger::{
+    Commit, Kept, Ledger, Outcome, Owed, OwedKind, PendingLines, Placement, Record, RecordState,
+};
+use crate::observe::events;
+use crate::observe::metrics::{Count, Stage};
+use crate::pipeline::{Fate, Staged};
+use crate::settings::OnDuplicate;
+
+use super::{BatchDirs, Item, Recorder, Root, between, layout, manifest};
+
+/// Time between two tries to write a promised manifest line to a full disk.
+const FULL_DISK_REST: Duration = Duration::from_secs(1);
+
+impl<D: Disk, L: Ledger> Recorder<D, L> {
+    /// Takes one batch from staged to recorded.
+    pub(super) fn process(&mut self, staged: Vec<Staged<D::File>>) -> Result<(), Failure> {
+        let began = Instant::now();
+        let mut dirs = BatchDirs::default();
+        let mut items = self.classify(&mut dirs, staged)?; // 1
+        if items.is_empty() {
+            return Ok(());
+        }
+        if !self.reserve(&mut items)? {
+            return Ok(());
+        }
+        self.sync_data(&items)?; // 2
+        self.commit_intents(&items)?; // 3, commit A
+        self.place(&mut dirs, &mut items)?; // 4
+        self.finish(&mut dirs, items, began)
+    }
+
+    /// Steps 5 to 8, for a batch that was just placed or that recovery found placed.
+    pub(super) fn finish(
+        &mut self,
+        dirs: &mut BatchDirs<D>,
+        mut items: Vec<Item<D::File>>,
+        began: Instant,
+    ) -> Result<(), Failure> {
+        self.sync_directories(dirs, &items)?; // 5
+        self.check_again(dirs, &mut items)?; // 6
+        let placed = Instant::now();
+        let owed = self.commit_batch(&items)?; // 6, commit B
+        let paid = self.pay(owed, &items)?; // 8
+        self.later.paid.extend(paid.paid);
+        self.later.kept.extend(paid.kept);
+        self.later_waits = true;
+        self.report(items, began, placed);
+        Ok(())
+    }
+
+    /// Makes room for the manifest lines before anything is promised. False when there is none: the batch is back in
+    /// staging.
+    fn reserve(&mut self, items: &mut Vec<Item<D::File>>) -> Result<bool, Failure> {
+        let bytes: u64 = items
+            .iter()
+            .filter_map(|item| item.line.as_ref())
+            .map(|line| line.len() as u64)
+            .sum();
+        if bytes == 0 {
+            return Ok(true);
+        }
+        let hour = layout::hour(items[0].arrival.time_micros);
+        let Err(error) = self.manifest.reserve(&self.disk, hour, bytes)? else {
+            return Ok(true);
+        };
+        // Nothing was promised yet: these numbers are given out again.
+        self.next_seq = items[0].arrival.seq;
+        let reason = format!("no room for the manifest: {error}");
+        for staged in items.drain(..).filter_map(|item| item.staged) {
+            staged.candidate.ticket.close(Fate::NoRoom(reason.clone()));
+        }
+        Ok(false)
+    }
+
+    /// Makes the bytes durable before anything points at them.
+    fn sync_data(&self, items: &[Item<D::File>]) -> Result<(), Failure> {
+        let mut by_root: std::collections::BTreeMap<Root, Vec<&D::File>> = Default::default();
+        for item in items {
+            let Some(staged) = &item.staged else { continue };
+            match (item.arrival.placement, &staged.copy) {
+                (Placement::Rename, _) => by_root
+                    .entry(Root::Input(item.arrival.source))
+                    .or_default()
+                    .push(&staged.file),
+                (Placement::Copy, Some(copy)) => {
+                    by_root.entry(Root::Warehouse).or_default().push(&copy.file);
+                }
+                _ => {}
+            }
+        }
+        for (root, files) in by_root {
+            let dir = self.root(root)?;
+            self.disk.sync_files(dir, &files).map_err(|error| {
+                let path = match root {
+                    Root::Warehouse => self.warehouse.path.clone(),
+                    Root::Input(source) => self.input_path(source),
+                };
+                Failure::sync("make the files durable in", &path, &error)
+            })?;
+        }
+        Ok(())
+    }
+
+    fn commit_intents(&mut self, items: &[Item<D::File>]) -> Result<(), Failure> {
+        let intents: Vec<_> = items
+            .iter()
+            .filter(|item| item.arrival.placement != Placement::None)
+            .map(|item| item.arrival.clone())
+            .collect();
+        if intents.is_empty() {
+            return Ok(());
+        }
+        self.ledger.commit_intents(&intents, self.next_seq)
+    }
+
+    /// Commit B, the commit point, and the manifest lines it promises.
+    fn commit_batch(&mut self, items: &[Item<D::File>]) -> Result<Vec<Owed>, Failure> {
+        let mut commit = self.take_later();
+        let mut lines: Option<PendingLines> = None;
+        for item in items {
+            let arrival = &item.arrival;
+            let seq = arrival.seq;
+            if item.dropped.is_some() {
+                let state = RecordState::Void;
+                commit.records.push(Record { seq, state });
+                continue;
+            }
+            let count = Count::file(arrival.identity.size);
+            let mut line = None;
+            match &arrival.outcome {
+                Outcome::Ingest => {
+                    self.totals.ingested += count;
+                    if let Some(key) = arrival.key {
+                        commit.content.push((key, seq));
+                    }
+                    let bytes = item.line.as_deref().unwrap_or_default();
+                    let hour = layout::hour(arrival.time_micros);
+                    let lines = lines.get_or_insert_with(|| PendingLines {
+                        hour,
+                        offset: self.manifest.next_offset(hour),
+                        bytes: Vec::new(),
+                    });
+                    line = Some(manifest::line_at(lines.end().offset, bytes));
+                    lines.bytes.extend_from_slice(bytes);
+                }
+                Outcome::Duplicate { .. } => self.totals.duplicate += count,
+                Outcome::Quarantine { .. } => self.totals.quarantined += count,
+            }
+            self.debts_of(item, &mut commit);
+            let arrival = arrival.clone();
+            let state = RecordState::Done { arrival, line };
+            commit.records.push(Record { seq, state });
+        }
+        commit.totals = self.totals;
+        commit.lines = lines;
+        self.ledger.commit_records(&commit)?;
+        for kept in &commit.kept {
+            self.kept.add(kept);
+        }
+        if let Some(lines) = &commit.lines {
+            self.manifest.assign(lines);
+            self.write_manifest(lines)?; // 7
+        }
+        Ok(commit.owed)
+    }
+
+    /// What an arrival leaves to be done once it is recorded.
+    fn debts_of(&self, item: &Item<D::File>, commit: &mut Commit) {
+        let arrival = &item.arrival;
+        let owe = |kind, path: &Path, identity| Owed {
+            seq: arrival.seq,
+            kind,
+            source: arrival.source,
+            path: path.to_path_buf(),
+            identity,
+        };
+        let source = |kind| owe(kind, &arrival.path, arrival.identity);
+        let mut stays = false;
+        match (arrival.placement, &arrival.outcome) {
+            (Placement::Copy, _) => commit.owed.push(source(OwedKind::Source)),
+            (Placement::None, Outcome::Duplicate { .. }) => {
+                let policy = item
+                    .staged
+                    .as_ref()
+                    .map(|staged| staged.candidate.input.settings.on_duplicate);
+                if policy == Some(OnDuplicate::Keep) {
+                    stays = true;
+                    commit.kept.push(Kept {
+                        source: arrival.source,
+                        path: arrival.path.clone(),
+                        identity: arrival.identity,
+                        seq: arrival.seq,
+                        reason: "duplicate".into(),
+                    });
+                } else {
+                    commit.owed.push(source(OwedKind::Duplicate));
+                }
+            }
+            _ => {}
+        }
+        if let (Some((path, identity)), false) = (&arrival.sidecar, stays) {
+            commit.owed.push(owe(OwedKind::Sidecar, path, *identity));
+        }
+        if arrival.outcome != Outcome::Ingest && arrival.placement != Placement::None {
+            commit
+                .owed
+                .push(owe(OwedKind::Reason, &arrival.placed, arrival.identity));
+        }
+    }
+
+    /// Writes promised lines, whatever it takes: the ledger already counts on them.
+    pub(super) fn write_manifest(&mut self, lines: &PendingLines) -> Result<(), Failure> {
+        loop {
+            match self.manifest.write(&self.disk, lines)? {
+                Ok(end) => {
+                    self.later.synced = Some(end);
+                    self.later_waits = true;
+                    return Ok(());
+                }
+                Err(error) => {
+                    let reason = format!("no room for the manifest: {error}");
+                    if self.metrics.pause(&reason) {
+                        events::intake_paused(&reason);
+                    }
+                    std::thread::sleep(FULL_DISK_REST);
+                }
+            }
+        }
+    }
+
+    /// Tells everyone who waits.
+    fn report(&mut self, items: Vec<Item<D::File>>, began: Instant, placed: Instant) {
+        let done = Instant::now();
+        let recorded = || items.iter().filter(|item| item.dropped.is_none());
+        self.metrics
+            .record_many(Stage::Place, recorded().map(|_| between(began, placed)));
+        self.metrics
+            .record_many(Stage::Commit, recorded().map(|_| between(placed, done)));
+        let settled = recorded()
+            .filter_map(|item| item.staged.as_ref())
+            .map(|staged| between(staged.candidate.settled_at, done));
+        self.metrics.record_many(Stage::Total, settled);
+        for item in items {
+            let fate = match item.dropped {
+                Some(fate) => fate,
+                None => {
+                    self.announce(&item);
+                    Fate::Done
+                }
+            };
+            if let Some(staged) = item.staged {
+                staged.candidate.ticket.close(fate);
+            }
+        }
+    }
+
+    fn announce(&self, item: &Item<D::File>) {
+        let arrival = &item.arrival;
+        let count = Count::file(arrival.identity.size);
+        let path = self.source_path(arrival);
+        match &arrival.outcome {
+            Outcome::Ingest => {
+                self.metrics.ingested.add(count);
+                let source = self.sources.get(&arrival.source);
+                events::file_ingested(
+                    &path,
+                    &self.placed_path(arrival),
+                    &arrival.digest,
+                    count.bytes,
+                    arrival.seq,
+                    source.map_or("", |entry| entry.name.as_str()),
+                );
+            }
+            Outcome::Duplicate { of } => {
+                self.metrics.duplicate.add(count);
+                let action = match arrival.placement {
+                    Placement::None => match &item.staged {
+                        Some(staged) => staged.candidate.input.settings.on_duplicate.done(),
+                        None => OnDuplicate::Delete.done(),
+                    },
+                    _ => OnDuplicate::Move.done(),
+                };
+                let first = self.first_path(*of);
+                events::file_duplicate(&path, *of, &first, &arrival.digest, count.bytes, action);
+            }
+            Outcome::Quarantine { rule, message } => {
+                self.metrics.quarantined.add(count);
+                let placed = self.placed_path(arrival);
+                events::file_quarantined(&path, &placed, rule, message, count.bytes);
+            }
+        }
+    }
+}

@@ -1,0 +1,329 @@
+//! Recording: the only writer of ledger, manifests and warehouse.
+//!
+//! [`commit`] has the order of the protocol on one screen; [`recover`] the table of what a crash can leave. Both run
+//! the same steps, against a real disk or a simulated one.
+
+mod classify;
+mod commit;
+pub mod dirs;
+pub mod layout;
+pub mod manifest;
+mod owed;
+mod place;
+mod recover;
+
+use std::collections::{HashMap, HashSet};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, RwLock};
+use std::time::Instant;
+
+use crate::failure::{Exit, Failure};
+use crate::io::{Clock, Disk, Identity};
+use crate::ledger::{
+    Arrival, Commit, Digest, Kept, Ledger, Opening, SourceEntry, SourceId,
+};
+use crate::observe::metrics::{Metrics, Totals};
+use crate::pipeline::queue::Queue;
+use crate::pipeline::{Fate, Staged};
+
+use dirs::Dirs;
+use manifest::ManifestWriter;
+
+pub use recover::Recovery;
+
+/// Files that stay in staging and are not read again, by fingerprint. Shared with the discoverer.
+#[derive(Debug, Default)]
+pub struct KeptSet(RwLock<HashSet<u128>>);
+
+impl KeptSet {
+    /// Whether this state of this file is to be left alone.
+    pub fn contains(&self, source: SourceId, path: &Path, identity: &Identity) -> bool {
+        let set = self.0.read().unwrap_or_else(|e| e.into_inner());
+        !set.is_empty() && set.contains(&Kept::fingerprint(source, path, identity))
+    }
+
+    /// Adds a file.
+    pub fn add(&self, kept: &Kept) {
+        let fingerprint = Kept::fingerprint(kept.source, &kept.path, &kept.identity);
+        let mut set = self.0.write().unwrap_or_else(|e| e.into_inner());
+        set.insert(fingerprint);
+    }
+}
+
+/// Which root a directory lies beneath.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Root {
+    Warehouse,
+    Input(SourceId),
+}
+
+/// A root directory: how it is reached, and how people know it.
+pub struct Place<D: Disk> {
+    /// The directory.
+    pub dir: D::Dir,
+    /// Its absolute path.
+    pub path: PathBuf,
+}
+
+impl<D: Disk> Clone for Place<D> {
+    fn clone(&self) -> Self {
+        Place {
+            dir: self.dir.clone(),
+            path: self.path.clone(),
+        }
+    }
+}
+
+/// What a recorder works with.
+pub struct RecorderParts<D: Disk, L: Ledger> {
+    /// The disk.
+    pub disk: D,
+    /// The ledger.
+    pub ledger: L,
+    /// The time of day.
+    pub clock: Arc<dyn Clock>,
+    /// Root of the warehouse.
+    pub warehouse: Place<D>,
+    /// Root of the manifests.
+    pub manifests: Place<D>,
+    /// Every staging directory that can be reached, those of earlier settings included.
+    pub inputs: HashMap<SourceId, D::Dir>,
+    /// Every staging directory the ledger knows.
+    pub sources: Vec<SourceEntry>,
+    /// Files to leave alone.
+    pub kept: Arc<KeptSet>,
+    /// Numbers.
+    pub metrics: Arc<Metrics>,
+    /// Most files of one commit.
+    pub batch_files: usize,
+    /// Whether the cache may show what the disk does not hold: read past it before anything is acknowledged.
+    pub suspect: bool,
+}
+
+/// The recorder.
+pub struct Recorder<D: Disk, L: Ledger> {
+    disk: D,
+    ledger: L,
+    clock: Arc<dyn Clock>,
+    warehouse: Place<D>,
+    inputs: HashMap<SourceId, D::Dir>,
+    sources: HashMap<SourceId, SourceEntry>,
+    manifest: ManifestWriter<D>,
+    kept: Arc<KeptSet>,
+    metrics: Arc<Metrics>,
+    batch_files: usize,
+    suspect: bool,
+    uuid: String,
+    next_seq: u64,
+    last_time_micros: i64,
+    totals: Totals,
+    /// What rides in the next commit: removals done, the manifest's watermark.
+    later: Commit,
+    later_waits: bool,
+    /// Copies of content that the batch before was still placing.
+    parked: Vec<Staged<D::File>>,
+}
+
+/// One arrival of a batch.
+struct Item<File> {
+    arrival: Arrival,
+    /// The open file; `None` when recovery found the arrival in the ledger.
+    staged: Option<Staged<File>>,
+    /// Its manifest line, if it gets one.
+    line: Option<Vec<u8>>,
+    /// Set when it is not recorded after all: what the discoverer hears.
+    dropped: Option<Fate>,
+}
+
+/// Directories that a batch has open.
+type BatchDirs<D> = Dirs<Root, D>;
+
+impl<D: Disk, L: Ledger> Recorder<D, L> {
+    /// A recorder that goes on where the ledger stands.
+    pub fn new(parts: RecorderParts<D, L>, opening: &Opening) -> Recorder<D, L> {
+        let manifest =
+            ManifestWriter::new(parts.manifests.dir, parts.manifests.path, opening.manifest);
+        Recorder {
+            disk: parts.disk,
+            ledger: parts.ledger,
+            clock: parts.clock,
+            warehouse: parts.warehouse,
+            inputs: parts.inputs,
+            sources: parts
+                .sources
+                .into_iter()
+                .map(|entry| (entry.id, entry))
+                .collect(),
+            manifest,
+            kept: parts.kept,
+            metrics: parts.metrics,
+            batch_files: parts.batch_files,
+            suspect: parts.suspect,
+            uuid: opening.uuid.clone(),
+            next_seq: opening.next_seq,
+            last_time_micros: opening.last_time_micros,
+            totals: opening.totals,
+            later: Commit::default(),
+            later_waits: false,
+            parked: Vec::new(),
+        }
+    }
+
+    /// Records what is staged until the queue is closed and empty.
+    pub fn run(&mut self, staged: &Queue<Staged<D::File>>) -> Result<(), Failure> {
+        loop {
+            let mut batch = std::mem::take(&mut self.parked);
+            while batch.len() < self.batch_files {
+                match staged.try_pop() {
+                    Some(next) => batch.push(next),
+                    None => break,
+                }
+            }
+            if batch.is_empty() {
+                self.commit_later()?;
+                match staged.pop() {
+                    Some(next) => batch.push(next),
+                    None => return Ok(()),
+                }
+                // Others may have come with it.
+                while batch.len() < self.batch_files {
+                    match staged.try_pop() {
+                        Some(next) => batch.push(next),
+                        None => break,
+                    }
+                }
+            }
+            self.process(batch)?;
+        }
+    }
+
+    /// Ends the session: what rode along is committed, with the numbers for `status`.
+    pub fn close(mut self, numbers: String) -> Result<(), Failure> {
+        self.later.numbers = Some(numbers);
+        self.later.clean = Some(true);
+        self.later_waits = true;
+        self.commit_later()
+    }
+
+    /// Marks the session as begun, so that an end without [`Recorder::close`] shows.
+    pub fn begin_session(&mut self) -> Result<(), Failure> {
+        self.later.clean = Some(false);
+        self.later_waits = true;
+        self.commit_later()
+    }
+
+    /// Commits what waits for the next batch, when there is none.
+    fn commit_later(&mut self) -> Result<(), Failure> {
+        if !self.later_waits {
+            return Ok(());
+        }
+        let commit = self.take_later();
+        self.ledger.commit_records(&commit)
+    }
+
+    fn take_later(&mut self) -> Commit {
+        self.later_waits = false;
+        let mut commit = std::mem::take(&mut self.later);
+        self.totals.withdrawn = self.metrics.withdrawn.get();
+        commit.totals = self.totals;
+        commit.next_seq = self.next_seq;
+        commit
+    }
+
+    /// The time of the next arrival. It never runs back, whatever the clock does.
+    fn now_micros(&mut self) -> i64 {
+        self.last_time_micros = self.last_time_micros.max(self.clock.now_micros());
+        self.last_time_micros
+    }
+
+    fn root(&self, root: Root) -> Result<&D::Dir, Failure> {
+        match root {
+            Root::Warehouse => Ok(&self.warehouse.dir),
+            Root::Input(source) => self.inputs.get(&source).ok_or_else(|| {
+                let path = self.input_path(source);
+                Failure::new(
+                    Exit::Config,
+                    "go on with unfinished work in",
+                    &path,
+                    "this staging directory of an earlier run is not there",
+                    "mount or restore it, then start again",
+                )
+            }),
+        }
+    }
+
+    /// The directory of `path` beneath `root`.
+    fn dir_of(
+        &self,
+        dirs: &mut BatchDirs<D>,
+        root: Root,
+        path: &Path,
+        make: bool,
+    ) -> Result<std::io::Result<D::Dir>, Failure> {
+        let parent = path.parent().unwrap_or(Path::new(""));
+        let opened = dirs.get(&self.disk, root, self.root(root)?, parent, make);
+        match opened {
+            Err(error) if dirs::is_sync_failure(&error) => {
+                let path = match root {
+                    Root::Warehouse => self.warehouse.path.join(parent),
+                    Root::Input(source) => self.input_path(source).join(parent),
+                };
+                Err(Failure::sync("sync the parent of", &path, &error))
+            }
+            opened => Ok(opened),
+        }
+    }
+
+    fn input_path(&self, source: SourceId) -> PathBuf {
+        self.sources
+            .get(&source)
+            .map(|entry| entry.input.clone())
+            .unwrap_or_default()
+    }
+
+    fn source_path(&self, arrival: &Arrival) -> PathBuf {
+        self.input_path(arrival.source).join(&arrival.path)
+    }
+
+    fn placed_path(&self, arrival: &Arrival) -> PathBuf {
+        self.warehouse.path.join(&arrival.placed)
+    }
+
+    /// The manifest line of an arrival.
+    fn line_of(&self, arrival: &Arrival) -> Vec<u8> {
+        let (name, input) = match self.sources.get(&arrival.source) {
+            Some(entry) => (entry.name.as_str(), entry.input.as_path()),
+            None => ("", Path::new("")),
+        };
+        manifest::line(arrival, name, input, &self.warehouse.path)
+    }
+
+    /// SHA-256 of a file in the warehouse, as the disk holds it when the cache is not to be trusted.
+    fn digest_of(&self, file: &D::File, path: &Path) -> Result<Digest, Failure> {
+        let failed = |error| Failure::io("read", path, &error);
+        if self.suspect {
+            self.disk
+                .forget_cached(file)
+                .map_err(|error| Failure::sync("sync before reading past the cache", path, &error))?;
+        }
+        let mut stream = crate::pipeline::read::digest::Stream::default();
+        let mut buffer = vec![0; 1 << 20];
+        let mut offset = 0;
+        loop {
+            let bytes = self
+                .disk
+                .read_at(file, &mut buffer, offset)
+                .map_err(failed)?;
+            if bytes == 0 {
+                return Ok(stream.finish());
+            }
+            crate::pipeline::read::digest::update(&mut [(&mut stream, &buffer[..bytes])]);
+            offset += bytes as u64;
+        }
+    }
+}
+
+/// The time between two points, for the histograms.
+fn between(from: Instant, to: Instant) -> std::time::Duration {
+    to.saturating_duration_since(from)
+}

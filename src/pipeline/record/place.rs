@@ -1,0 +1,319 @@
+//! Steps 4 to 6: moving names, making them durable, and making sure that what was placed is what was hashed.
+
+use std::collections::BTreeSet;
+use std::ffi::OsStr;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::io::Errno;
+
+use crate::failure::Failure;
+use crate::io::{Disk, FileStat};
+use crate::ledger::{Arrival, Ledger, Outcome, Placement};
+use crate::observe::events;
+use crate::pipeline::{Fate, Waiting};
+
+use super::classify::{fate_of, is_absent};
+use super::{BatchDirs, Item, Recorder, Root, layout};
+
+/// Rule of a file that changed after it was placed and whose own name is taken.
+pub(super) const CHANGED_RULE: &str = "changed_after_placement";
+
+/// How long a file rests that a writer came back to.
+const CHANGED_REST: Duration = Duration::from_millis(50);
+
+impl<D: Disk, L: Ledger> Recorder<D, L> {
+    /// Step 4: every file gets its name in the warehouse. What cannot be placed is dropped from the batch.
+    pub(super) fn place(
+        &self,
+        dirs: &mut BatchDirs<D>,
+        items: &mut [Item<D::File>],
+    ) -> Result<(), Failure> {
+        for item in items {
+            let Some(staged) = &item.staged else { continue };
+            let arrival = &item.arrival;
+            let source = Root::Input(arrival.source);
+            let placed = match (arrival.placement, &staged.copy) {
+                (Placement::Rename, _) => {
+                    match self.move_name(
+                        dirs,
+                        (source, &arrival.path),
+                        (Root::Warehouse, &arrival.placed),
+                    )? {
+                        Ok(()) => continue,
+                        Err(error) => Err(error),
+                    }
+                }
+                (Placement::Copy, Some(copy)) => match &copy.temporary {
+                    None => match self.dir_of(dirs, Root::Warehouse, &arrival.placed, true)? {
+                        Ok(dir) => self.disk.link(&copy.file, &dir, name_of(&arrival.placed)),
+                        Err(error) => Err(error),
+                    },
+                    Some(temporary) => {
+                        let temporary = Path::new(layout::TMP_DIR).join(temporary);
+                        self.move_name(
+                            dirs,
+                            (Root::Warehouse, &temporary),
+                            (Root::Warehouse, &arrival.placed),
+                        )?
+                    }
+                },
+                _ => continue,
+            };
+            if let Err(error) = placed {
+                item.dropped = Some(self.fate_of_failed_placement(dirs, arrival, &error)?);
+            }
+        }
+        Ok(())
+    }
+
+    fn fate_of_failed_placement(
+        &self,
+        dirs: &mut BatchDirs<D>,
+        arrival: &Arrival,
+        error: &io::Error,
+    ) -> Result<Fate, Failure> {
+        let again = Fate::Again {
+            after: Duration::ZERO,
+            why: Waiting::Turn,
+        };
+        Ok(match Errno::from_io_error(error) {
+            // Somebody took the name since it was chosen: the next one is tried.
+            Some(Errno::EXIST) => again,
+            Some(Errno::NOENT) => {
+                match self.look(dirs, Root::Input(arrival.source), &arrival.path)? {
+                    // It was the destination's directory that went.
+                    Some(_) => again,
+                    None => Fate::Withdrawn,
+                }
+            }
+            // Another filesystem after all, or a file we may read but not take away.
+            Some(Errno::XDEV | Errno::PERM | Errno::ACCESS)
+                if arrival.placement == Placement::Rename =>
+            {
+                Fate::NeedsCopy
+            }
+            _ => fate_of(error, "move", &self.source_path(arrival)),
+        })
+    }
+
+    /// Step 5: destination directories first, then source directories. On btrfs a file comes back under both names
+    /// after a power cut if only one of them was synced.
+    pub(super) fn sync_directories(
+        &self,
+        dirs: &mut BatchDirs<D>,
+        items: &[Item<D::File>],
+    ) -> Result<(), Failure> {
+        let placed = || items.iter().filter(|item| item.dropped.is_none());
+        let parent = |path: &Path| path.parent().unwrap_or(Path::new("")).to_path_buf();
+        let mut destinations = BTreeSet::new();
+        let mut sources = BTreeSet::new();
+        for item in placed() {
+            let arrival = &item.arrival;
+            if arrival.placement == Placement::None {
+                continue;
+            }
+            destinations.insert((Root::Warehouse, parent(&arrival.placed)));
+            if arrival.placement == Placement::Rename {
+                sources.insert((Root::Input(arrival.source), parent(&arrival.path)));
+            }
+        }
+        self.sync_all(dirs, destinations)?;
+        self.sync_all(dirs, sources)
+    }
+
+    pub(super) fn sync_all(
+        &self,
+        dirs: &mut BatchDirs<D>,
+        wanted: BTreeSet<(Root, PathBuf)>,
+    ) -> Result<(), Failure> {
+        for (root, path) in wanted {
+            let place = match root {
+                Root::Warehouse => self.warehouse.path.join(&path),
+                Root::Input(source) => self.input_path(source).join(&path),
+            };
+            // Opened before, or found again by recovery; gone only if somebody removed it, and then it holds nothing.
+            match self.dir_of(dirs, root, &path.join("_"), false)? {
+                Ok(dir) => self
+                    .disk
+                    .sync_dir(&dir)
+                    .map_err(|error| Failure::sync("sync the directory", &place, &error))?,
+                Err(error) if is_absent(&error) => {}
+                Err(error) => return Err(Failure::io("open the directory", &place, &error)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Step 6: what is in the warehouse now must be what was hashed. What is not is undone.
+    pub(super) fn check_again(
+        &self,
+        dirs: &mut BatchDirs<D>,
+        items: &mut [Item<D::File>],
+    ) -> Result<(), Failure> {
+        let mut touched = BTreeSet::new();
+        for item in items.iter_mut() {
+            if item.dropped.is_some() || item.arrival.placement == Placement::None {
+                continue;
+            }
+            let arrival = &item.arrival;
+            let seen = self.look(dirs, Root::Warehouse, &arrival.placed)?;
+            let unbroken = item
+                .staged
+                .as_ref()
+                .is_none_or(|staged| self.disk.unbroken(&staged.file));
+            if unbroken && seen.is_some_and(|stat| is_as_hashed(arrival, &stat)) {
+                continue;
+            }
+            // A placed name was moved by somebody else, or its file was written to.
+            self.undo(dirs, item, seen, &mut touched)?;
+        }
+        self.sync_all(dirs, touched)
+    }
+
+    /// Takes a placement back. The caller syncs the directories in `touched` before the intent is dropped.
+    pub(super) fn undo(
+        &self,
+        dirs: &mut BatchDirs<D>,
+        item: &mut Item<D::File>,
+        seen: Option<FileStat>,
+        touched: &mut BTreeSet<(Root, PathBuf)>,
+    ) -> Result<(), Failure> {
+        let arrival = item.arrival.clone();
+        let source = Root::Input(arrival.source);
+        let path = self.source_path(&arrival);
+        let parent = |path: &Path| path.parent().unwrap_or(Path::new("")).to_path_buf();
+        touched.insert((Root::Warehouse, parent(&arrival.placed)));
+        touched.insert((source, parent(&arrival.path)));
+        let again = Fate::Again {
+            after: CHANGED_REST,
+            why: Waiting::Still,
+        };
+        if seen.is_none() {
+            events::file_withdrawn(&path, "it was taken away while it was being placed");
+            item.dropped = Some(Fate::Withdrawn);
+            return Ok(());
+        }
+        let placed = self.placed_path(&arrival);
+        let failed = |error: io::Error| Failure::io("take back", &placed, &error);
+        let source_there = self.look(dirs, source, &arrival.path)?.is_some();
+        let ours = seen.is_some_and(|stat| stat.identity.inode == arrival.placed_inode);
+        if arrival.placement == Placement::Copy && ours && source_there {
+            // The source still has everything.
+            let dir = self
+                .dir_of(dirs, Root::Warehouse, &arrival.placed, false)?
+                .map_err(failed)?;
+            self.disk
+                .unlink(&dir, name_of(&arrival.placed))
+                .map_err(failed)?;
+            events::file_changed(&path, "opened for writing while it was placed");
+            item.dropped = Some(again);
+            return Ok(());
+        }
+        if arrival.placement == Placement::Copy && !ours {
+            // Somebody replaced the copy: theirs is not ours to move, and the source is untouched.
+            item.dropped = Some(again);
+            return Ok(());
+        }
+        let back = self.move_name(
+            dirs,
+            (Root::Warehouse, &arrival.placed),
+            (source, &arrival.path),
+        )?;
+        match back {
+            Ok(()) => {
+                events::file_changed(&path, "changed while it was placed; back in staging");
+                item.dropped = Some(again);
+                Ok(())
+            }
+            // Its name is taken again, or its directory went.
+            Err(error)
+                if error.kind() == io::ErrorKind::AlreadyExists || is_absent(&error) =>
+            {
+                let aside = self.changed_path(&arrival);
+                touched.insert((Root::Warehouse, parent(&aside)));
+                self.move_name(
+                    dirs,
+                    (Root::Warehouse, &arrival.placed),
+                    (Root::Warehouse, &aside),
+                )?
+                .map_err(failed)?;
+                self.set_aside(item, aside);
+                Ok(())
+            }
+            Err(error) => Err(failed(error)),
+        }
+    }
+
+    /// Turns an arrival into one that was set aside because it changed after it was placed.
+    pub(super) fn set_aside(&self, item: &mut Item<D::File>, aside: PathBuf) {
+        item.line = None;
+        item.arrival.key = None;
+        item.arrival.placed = aside;
+        item.arrival.outcome = Outcome::Quarantine {
+            rule: CHANGED_RULE.into(),
+            message: "it was written to after it was hashed, and another file has taken its name; \
+                      its digest is that of the bytes before the change"
+                .into(),
+        };
+    }
+
+    /// Where an arrival goes whose placement is undone while its own name is taken.
+    pub(super) fn changed_path(&self, arrival: &Arrival) -> PathBuf {
+        let partition = layout::partition(arrival.time_micros);
+        layout::changed_path(&partition, &arrival.path, arrival.seq)
+    }
+
+    /// Renames between roots, in directories that are made where they lie in the warehouse. The inner error is that of
+    /// the rename or of opening its directories.
+    pub(super) fn move_name(
+        &self,
+        dirs: &mut BatchDirs<D>,
+        (from, old): (Root, &Path),
+        (to, new): (Root, &Path),
+    ) -> Result<io::Result<()>, Failure> {
+        let from = match self.dir_of(dirs, from, old, false)? {
+            Ok(dir) => dir,
+            Err(error) => return Ok(Err(error)),
+        };
+        let to = match self.dir_of(dirs, to, new, to == Root::Warehouse)? {
+            Ok(dir) => dir,
+            Err(error) => return Ok(Err(error)),
+        };
+        Ok(self.disk.rename(&from, name_of(old), &to, name_of(new)))
+    }
+
+    /// Looks at a path; `None` when it or its directory is not there.
+    pub(super) fn look(
+        &self,
+        dirs: &mut BatchDirs<D>,
+        root: Root,
+        path: &Path,
+    ) -> Result<Option<FileStat>, Failure> {
+        let failed = |error: io::Error| {
+            let place = match root {
+                Root::Warehouse => self.warehouse.path.join(path),
+                Root::Input(source) => self.input_path(source).join(path),
+            };
+            Failure::io("look at", &place, &error)
+        };
+        match self.dir_of(dirs, root, path, false)? {
+            Ok(dir) => self.disk.stat(&dir, name_of(path)).map_err(failed),
+            Err(error) if is_absent(&error) => Ok(None),
+            Err(error) => Err(failed(error)),
+        }
+    }
+}
+
+/// Whether a placed file is what was hashed. Its ctime changed when it was renamed.
+pub(super) fn is_as_hashed(arrival: &Arrival, placed: &FileStat) -> bool {
+    placed.identity.inode == arrival.placed_inode
+        && placed.links == 1
+        && placed.identity.size == arrival.identity.size
+        && placed.identity.mtime == arrival.identity.mtime
+}
+
+pub(super) fn name_of(path: &Path) -> &OsStr {
+    path.file_name().unwrap_or(OsStr::new("."))
+}

@@ -1,0 +1,402 @@
+//! Recovery: what a crash can leave, and what is done about it.
+//!
+//! | crash after step | recovery finds | and does |
+//! |---|---|---|
+//! | 1, 2 | the file in staging | nothing; it will be seen again |
+//! | 3 (A) | intent, source only | drops the intent; the normal flow sees the file again |
+//! | 3 (A) | intent, neither name | drops it: withdrawn; nothing was acknowledged |
+//! | 3 (A) | a number given out without intent or record | leaves a void row |
+//! | 4, 5 | intent, its inode at the destination, digest right | goes on at step 5 |
+//! | 4, 5 | the same, and its source too (a rename of which one directory is durable) | makes the destination durable, removes the source name, goes on |
+//! | 4, 5 | intent, its inode at the destination, digest wrong | undoes it |
+//! | 4, 5 | another inode at the destination | leaves it; drops the intent |
+//! | undo | intent, its inode at its place in quarantine | records it as quarantined |
+//! | 6 (B) | record, manifest short of the assigned end | rewrites from the synced watermark, without comparing |
+//! | 7 | record, owed work | does it (8), hidden names first |
+//!
+//! Recovering twice equals recovering once: every action ends in the same commit B as the normal flow, and is found
+//! again by the same observation if that commit does not come.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use crate::failure::Failure;
+use crate::io::Disk;
+use crate::ledger::{Arrival, Ledger, Opening, Outcome, Placement, Record, RecordState};
+use crate::observe::events;
+use crate::observe::metrics::Count;
+use crate::pipeline::Fate;
+
+use super::classify::is_absent;
+use super::place::name_of;
+use super::{BatchDirs, Item, Recorder, Root, layout};
+
+pub use crate::observe::events::Recovered as Recovery;
+
+/// What is at an intent's source name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum AtSource {
+    /// Nothing.
+    Absent,
+    /// The file that was hashed.
+    Same,
+    /// Another file, or the same one changed.
+    Other,
+}
+
+/// What is at an intent's destination.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum AtDestination {
+    /// Nothing.
+    Absent,
+    /// The intent's inode, and its digest is right.
+    Good,
+    /// The intent's inode, and its digest is wrong.
+    Bad,
+    /// Somebody else's file.
+    Other,
+}
+
+/// What recovery does about one intent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Action {
+    /// Drop the intent; the file is in staging.
+    Drop,
+    /// Drop the intent; the file is gone.
+    Withdrawn,
+    /// Go on at step 5.
+    Finish,
+    /// Remove the source name, then go on at step 5.
+    RemoveSourceAndFinish,
+    /// Remove the destination name; staging still has the file. Drop the intent.
+    RemoveDestination,
+    /// Rename it back, or set it aside if its name is taken.
+    Undo,
+    /// It was set aside already: record it so.
+    FinishSetAside,
+}
+
+/// The table.
+fn decide(
+    placement: Placement,
+    source: AtSource,
+    destination: AtDestination,
+    set_aside: bool,
+) -> Action {
+    use AtDestination as D;
+    use AtSource as S;
+    match (placement, destination, source, set_aside) {
+        // Set aside by an undo that did not reach its commit. The destination was empty then.
+        (_, D::Absent | D::Other, _, true) => Action::FinishSetAside,
+        (_, D::Absent | D::Other, S::Absent, false) => Action::Withdrawn,
+        (_, D::Absent | D::Other, S::Same | S::Other, false) => Action::Drop,
+        (Placement::Rename, D::Good, S::Same, _) => Action::RemoveSourceAndFinish,
+        (_, D::Good, _, _) => Action::Finish,
+        (Placement::Rename, D::Bad, S::Same, _) => Action::RemoveDestination,
+        (Placement::Rename | Placement::None, D::Bad, _, _) => Action::Undo,
+        // A bad copy is worth something only if nothing else is left of the file.
+        (Placement::Copy, D::Bad, S::Same | S::Other, _) => Action::RemoveDestination,
+        (Placement::Copy, D::Bad, S::Absent, _) => Action::Undo,
+    }
+}
+
+impl<D: Disk, L: Ledger> Recorder<D, L> {
+    /// Brings disk and ledger to where the last session would have brought them.
+    pub fn recover(&mut self, opening: &Opening) -> Result<Recovery, Failure> {
+        let mut recovery = Recovery::default();
+        let synced = opening.pending_lines.first().map(|lines| {
+            // Everything before the first pending line is synced.
+            crate::ledger::ManifestEnd {
+                hour: lines.hour,
+                offset: lines.offset,
+            }
+        });
+        self.manifest
+            .check(&self.disk, synced.or(opening.manifest))?;
+        for lines in &opening.pending_lines {
+            self.write_manifest(lines)?;
+        }
+        self.sweep_temporaries()?;
+        // One batch at most is in flight; a time tells batches apart if there should ever be more.
+        let mut batches: BTreeMap<i64, Vec<&Arrival>> = BTreeMap::new();
+        for intent in &opening.intents {
+            batches.entry(intent.time_micros).or_default().push(intent);
+        }
+        for intents in batches.into_values() {
+            self.recover_batch(&intents, &mut recovery)?;
+        }
+        self.void_unused(opening)?;
+        recovery.owed = opening.owed.len() as u64;
+        let paid = self.pay(opening.owed.clone(), &[])?;
+        self.later.paid.extend(paid.paid);
+        self.later.kept.extend(paid.kept);
+        self.later_waits = true;
+        self.commit_later()?;
+        Ok(recovery)
+    }
+
+    fn recover_batch(
+        &mut self,
+        intents: &[&Arrival],
+        recovery: &mut Recovery,
+    ) -> Result<(), Failure> {
+        let began = Instant::now();
+        let mut dirs = BatchDirs::default();
+        let mut touched = BTreeSet::new();
+        let mut items = Vec::with_capacity(intents.len());
+        for intent in intents {
+            let mut item = Item {
+                arrival: (*intent).clone(),
+                staged: None,
+                line: (intent.outcome == Outcome::Ingest).then(|| self.line_of(intent)),
+                dropped: None,
+            };
+            let action = self.observe_and_decide(&mut dirs, intent)?;
+            self.act(action, &mut dirs, &mut item, &mut touched, recovery)?;
+            items.push(item);
+        }
+        self.sync_all(&mut dirs, touched)?;
+        let lines: u64 = items
+            .iter()
+            .filter_map(|item| item.line.as_ref())
+            .map(|line| line.len() as u64)
+            .sum();
+        let hour = layout::hour(items[0].arrival.time_micros);
+        if lines > 0 {
+            let path = self.manifest.file_path(hour);
+            self.manifest
+                .reserve(&self.disk, hour, lines)?
+                .map_err(|error| Failure::io("make room in the manifest", &path, &error))?;
+        }
+        self.finish(&mut dirs, items, began)
+    }
+
+    fn observe_and_decide(
+        &self,
+        dirs: &mut BatchDirs<D>,
+        intent: &Arrival,
+    ) -> Result<Action, Failure> {
+        let source = match self.look(dirs, Root::Input(intent.source), &intent.path)? {
+            None => AtSource::Absent,
+            Some(seen)
+                if seen.identity.inode == intent.identity.inode
+                    && seen.identity.size == intent.identity.size
+                    && seen.identity.mtime == intent.identity.mtime =>
+            {
+                AtSource::Same
+            }
+            Some(_) => AtSource::Other,
+        };
+        let destination = match self.look(dirs, Root::Warehouse, &intent.placed)? {
+            None => AtDestination::Absent,
+            Some(seen) if seen.identity.inode != intent.placed_inode => AtDestination::Other,
+            Some(seen) if seen.identity.size != intent.identity.size => AtDestination::Bad,
+            Some(_) if self.holds_digest(dirs, intent)? => AtDestination::Good,
+            Some(_) => AtDestination::Bad,
+        };
+        let aside = self.changed_path(intent);
+        let set_aside = self
+            .look(dirs, Root::Warehouse, &aside)?
+            .is_some_and(|seen| seen.identity.inode == intent.placed_inode);
+        Ok(decide(intent.placement, source, destination, set_aside))
+    }
+
+    fn holds_digest(&self, dirs: &mut BatchDirs<D>, intent: &Arrival) -> Result<bool, Failure> {
+        let path = self.placed_path(intent);
+        let failed = |error| Failure::io("read", &path, &error);
+        let dir = self
+            .dir_of(dirs, Root::Warehouse, &intent.placed, false)?
+            .map_err(failed)?;
+        let file = self
+            .disk
+            .open(&dir, name_of(&intent.placed))
+            .map_err(failed)?;
+        Ok(self.digest_of(&file, &path)? == intent.digest)
+    }
+
+    fn act(
+        &self,
+        action: Action,
+        dirs: &mut BatchDirs<D>,
+        item: &mut Item<D::File>,
+        touched: &mut BTreeSet<(Root, PathBuf)>,
+        recovery: &mut Recovery,
+    ) -> Result<(), Failure> {
+        let arrival = item.arrival.clone();
+        let path = self.source_path(&arrival);
+        let source = Root::Input(arrival.source);
+        let parent = |path: &Path| path.parent().unwrap_or(Path::new("")).to_path_buf();
+        let did = match action {
+            Action::Drop => {
+                item.dropped = Some(Fate::Done);
+                recovery.dropped += 1;
+                "dropped"
+            }
+            Action::Withdrawn => {
+                events::file_withdrawn(&path, "it was gone when ringest started again");
+                self.metrics
+                    .withdrawn
+                    .add(Count::file(arrival.identity.size));
+                item.dropped = Some(Fate::Withdrawn);
+                recovery.withdrawn += 1;
+                "withdrawn"
+            }
+            Action::Finish => {
+                recovery.finished += 1;
+                "finished"
+            }
+            Action::RemoveSourceAndFinish => {
+                // A name is never removed before its other name is durable.
+                self.sync_all(dirs, [(Root::Warehouse, parent(&arrival.placed))].into())?;
+                self.unlink_exactly(dirs, source, &arrival)?;
+                touched.insert((source, parent(&arrival.path)));
+                recovery.finished += 1;
+                "finished"
+            }
+            Action::RemoveDestination => {
+                // Staging has the file, durably, before the other name goes.
+                self.sync_all(dirs, [(source, parent(&arrival.path))].into())?;
+                let failed = |error| Failure::io("take back", &self.placed_path(&arrival), &error);
+                let dir = self
+                    .dir_of(dirs, Root::Warehouse, &arrival.placed, false)?
+                    .map_err(failed)?;
+                self.disk
+                    .unlink(&dir, name_of(&arrival.placed))
+                    .map_err(failed)?;
+                touched.insert((Root::Warehouse, parent(&arrival.placed)));
+                item.dropped = Some(Fate::Done);
+                recovery.undone += 1;
+                "undone"
+            }
+            Action::Undo => {
+                let seen = self.look(dirs, Root::Warehouse, &arrival.placed)?;
+                self.undo(dirs, item, seen, touched)?;
+                recovery.undone += 1;
+                "undone"
+            }
+            Action::FinishSetAside => {
+                let aside = self.changed_path(&arrival);
+                self.set_aside(item, aside);
+                recovery.undone += 1;
+                "quarantined"
+            }
+        };
+        events::recovery(did, &path, arrival.seq);
+        Ok(())
+    }
+
+    /// Removes the source name of a file that is durable in the warehouse under its other name.
+    fn unlink_exactly(
+        &self,
+        dirs: &mut BatchDirs<D>,
+        root: Root,
+        arrival: &Arrival,
+    ) -> Result<(), Failure> {
+        let path = self.source_path(arrival);
+        let failed = |error| Failure::io("remove", &path, &error);
+        let dir = self.dir_of(dirs, root, &arrival.path, false)?.map_err(failed)?;
+        let name = name_of(&arrival.path);
+        let hidden = layout::leaving_name(&self.uuid, arrival.seq, false);
+        self.disk
+            .rename(&dir, name, &dir, &hidden)
+            .map_err(failed)?;
+        let seen = self.disk.stat(&dir, &hidden).map_err(failed)?;
+        if seen.is_some_and(|seen| seen.identity.inode == arrival.identity.inode) {
+            self.disk.unlink(&dir, &hidden).map_err(failed)
+        } else {
+            self.disk.rename(&dir, &hidden, &dir, name).map_err(failed)
+        }
+    }
+
+    /// Leaves void rows for numbers that were given out and never used: those of arrivals without a placement in a
+    /// batch that did not reach its commit.
+    fn void_unused(&mut self, opening: &Opening) -> Result<(), Failure> {
+        let intents: BTreeSet<u64> = opening.intents.iter().map(|intent| intent.seq).collect();
+        let unused: Vec<u64> = (opening.recorded_to + 1..opening.next_seq)
+            .filter(|seq| !intents.contains(seq))
+            .collect();
+        if unused.is_empty() {
+            return Ok(());
+        }
+        let mut commit = self.take_later();
+        commit.records = unused
+            .into_iter()
+            .map(|seq| Record {
+                seq,
+                state: RecordState::Void,
+            })
+            .collect();
+        self.ledger.commit_records(&commit)
+    }
+
+    /// Removes what copies left behind on filesystems without unnamed files.
+    fn sweep_temporaries(&self) -> Result<(), Failure> {
+        let path = self.warehouse.path.join(layout::TMP_DIR);
+        let failed = |error| Failure::io("sweep", &path, &error);
+        let dir = match self
+            .disk
+            .open_dir(&self.warehouse.dir, Path::new(layout::TMP_DIR))
+        {
+            Ok(dir) => dir,
+            Err(error) if is_absent(&error) => return Ok(()),
+            Err(error) => return Err(failed(error)),
+        };
+        for name in self.disk.list(&dir).map_err(failed)? {
+            self.disk.unlink(&dir, &name).map_err(failed)?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every combination, against what must hold whatever the reason for the combination.
+    #[test]
+    fn every_combination_keeps_the_content_and_acknowledges_only_what_was_hashed() {
+        use AtDestination as D;
+        use AtSource as S;
+        let mut combinations = 0;
+        for placement in [Placement::Rename, Placement::Copy] {
+            for source in [S::Absent, S::Same, S::Other] {
+                for destination in [D::Absent, D::Good, D::Bad, D::Other] {
+                    for set_aside in [false, true] {
+                        combinations += 1;
+                        let action = decide(placement, source, destination, set_aside);
+                        let case = (placement, source, destination, set_aside, action);
+                        // Recorded as ingested only with the right digest, and always then.
+                        let finishes =
+                            matches!(action, Action::Finish | Action::RemoveSourceAndFinish);
+                        assert_eq!(finishes, destination == D::Good, "{case:?}");
+                        // A source name is removed only where the same inode is in the warehouse.
+                        if action == Action::RemoveSourceAndFinish {
+                            assert_eq!((placement, source), (Placement::Rename, S::Same), "{case:?}");
+                        }
+                        // A destination name is removed only where it is ours and staging has a file.
+                        if action == Action::RemoveDestination {
+                            assert!(destination == D::Bad && source != S::Absent, "{case:?}");
+                            assert!(placement == Placement::Copy || source == S::Same, "{case:?}");
+                        }
+                        // Somebody else's file is never touched.
+                        if destination == D::Other {
+                            assert!(
+                                matches!(
+                                    action,
+                                    Action::Drop | Action::Withdrawn | Action::FinishSetAside
+                                ),
+                                "{case:?}"
+                            );
+                        }
+                        // Gone means gone: nothing of ours is anywhere.
+                        if action == Action::Withdrawn {
+                            assert!(source == S::Absent && !set_aside, "{case:?}");
+                        }
+                    }
+                }
+            }
+        }
+        assert_eq!(combinations, 48);
+    }
+}
