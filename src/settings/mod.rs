@@ -2,10 +2,17 @@
 //!
 //! Nothing downstream of this module sees a raw flag: [`Settings`] is complete, absolute and checked.
 
+mod choices;
+
 use std::path::PathBuf;
 use std::time::Duration;
 
 use globset::GlobSet;
+
+pub use choices::{
+    Concurrency, CopyMethod, Dedupe, Disable, Durability, EmptyPolicy, IoChoice, LeasePolicy,
+    LogFormat, LogLevel, Mode, NotAChoice, OnDuplicate, ReadMethod,
+};
 
 /// Everything a command needs to know, resolved. All paths are absolute.
 #[derive(Debug, Clone)]
@@ -79,5 +86,11 @@ pub struct Source {
 
 /// Suffixes ignored unless `ignore_suffixes` says otherwise.
 pub const DEFAULT_IGNORE_SUFFIXES: &[&str] = &[
-    ".tmp", ".part", ".partial", ".filepart", ".swp", ".crdownload", "~",
+    ".tmp",
+    ".part",
+    ".partial",
+    ".filepart",
+    ".swp",
+    ".crdownload",
+    "~",
 ];
