@@ -1,3 +1,4 @@
 //! ringest
 pub mod settings;
 pub mod observe;
+pub mod cli;

@@ -1,0 +1,5 @@
+//! The command line: one file per subcommand, each thin.
+
+pub mod args;
+
+pub use args::{Cli, Command, parse};
