@@ -2,3 +2,4 @@
 pub mod settings;
 pub mod observe;
 pub mod cli;
+pub mod io;

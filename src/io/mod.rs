@@ -1,0 +1,4 @@
+//! The only door to the kernel.
+
+pub mod lease;
+pub mod probe;
