@@ -1,5 +1,5 @@
 //! Arguments → [`Command`]. The flags of settings are not written here: they come from
-//! [`KEYS`](crate::settings::KEYS).
+//! [`KEYS`].
 
 use std::ffi::OsString;
 use std::path::PathBuf;

@@ -397,12 +397,11 @@ impl Kind {
                     absolute(Path::new(word)).to_string_lossy().into()
                 }
                 Self::Switch => Value::Bool(text == "true"),
-                Self::Readers | Self::Files { .. } => text
+                Self::Readers | Self::Files { .. } | Self::Seconds { .. } => text
                     .parse::<u64>()
-                    .map_or_else(|_| text.into(), Value::from),
-                Self::Seconds { .. } => text
-                    .parse::<f64>()
-                    .map_or_else(|_| text.into(), Value::from),
+                    .map(Value::from)
+                    .or_else(|_| text.parse::<f64>().map(Value::from))
+                    .unwrap_or_else(|_| text.into()),
                 _ => text.into(),
             }
         };

@@ -625,7 +625,12 @@ fn names_are_taken_or_ignored_for_the_first_reason_that_holds() {
 fn every_default_passes_its_own_check() {
     for key in KEYS {
         for word in key.default {
-            assert_eq!(key.kind.check(word.as_ref()), Ok(()), "{} = {word}", key.name);
+            assert_eq!(
+                key.kind.check(word.as_ref()),
+                Ok(()),
+                "{} = {word}",
+                key.name
+            );
         }
     }
 }
