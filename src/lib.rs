@@ -1,3 +1,20 @@
-//! ringest
-pub mod settings;
+//! ringest takes files from staging directories into a date-partitioned warehouse: each read once, recorded exactly
+//! once, whatever crashes.
+//!
+//! ```text
+//!     discover ──Candidate──▶ queue ──▶ read ──Staged──▶ record ──▶ warehouse, manifest, ledger
+//!     inotify + rescans       bounded,   io_uring readers:  one recorder:
+//!     settle: finished?       lock-free  hash (+ copy)      dedupe, place, commit
+//! ```
+//!
+//! In reading order: [`settings`] says what to do, [`ingestor`] wires the threads, [`pipeline`] is the way of a file,
+//! [`ledger`] the truth about it, [`io`] the door to the kernel, [`observe`] what is seen from outside.
+
+pub mod cli;
+pub mod failure;
+pub mod ingestor;
+pub mod io;
+pub mod ledger;
 pub mod observe;
+pub mod pipeline;
+pub mod settings;

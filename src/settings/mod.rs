@@ -1,11 +1,37 @@
 //! Settings: what the flow runs by, once flags, environment, file and defaults have been merged.
 //!
 //! Nothing downstream of this module sees a raw flag: [`Settings`] is complete, absolute and checked.
+//!
+//! A flag wins over its variable (`--state-path`, `RINGEST_STATE_PATH`; lists are separated by
+//! colons), that over the file named by `--config` or `RINGEST_CONFIG`, that over the default. The
+//! file is TOML, or JSON when it is named `.json` or begins with `{`. Its keys are the flags with
+//! underscores; `[[source]]` blocks hold `name`, `input` and any key of a source, for which the keys
+//! above them are the defaults. Relative paths, in the file too, start at the working directory.
+
+mod choices;
+mod error;
+mod keys;
+mod overlap;
+mod raw;
+mod resolve;
+mod rules;
+#[cfg(test)]
+mod tests;
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use globset::GlobSet;
+
+pub use choices::{
+    Concurrency, CopyMethod, Dedupe, Disable, Durability, EmptyPolicy, IoChoice, LeasePolicy,
+    LogFormat, LogLevel, Mode, NotAChoice, OnDuplicate, ReadMethod,
+};
+pub use error::SettingsError;
+pub use keys::{BATCH_FILES_MAX, INTERVAL_SECONDS_MIN, KEYS, Key, Kind, READERS_MAX, SECONDS_MAX};
+pub use raw::{CONFIG_VARIABLE, DISABLE_VARIABLE, RawSettings, Words};
+pub use resolve::{Loaded, Origin, Purpose, Setting};
+pub use rules::IgnoreReason;
 
 /// Everything a command needs to know, resolved. All paths are absolute.
 #[derive(Debug, Clone)]
@@ -79,5 +105,11 @@ pub struct Source {
 
 /// Suffixes ignored unless `ignore_suffixes` says otherwise.
 pub const DEFAULT_IGNORE_SUFFIXES: &[&str] = &[
-    ".tmp", ".part", ".partial", ".filepart", ".swp", ".crdownload", "~",
+    ".tmp",
+    ".part",
+    ".partial",
+    ".filepart",
+    ".swp",
+    ".crdownload",
+    "~",
 ];

@@ -1,0 +1,424 @@
+//! The registry of settings: one row gives the flag `--a-b`, the variable `RINGEST_A_B`, the key
+//! `a_b` of the file, the default, the limits and the help.
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use clap::ValueEnum;
+use clap::builder::PossibleValue;
+use serde_json::Value;
+
+use super::choices::{
+    CopyMethod, Dedupe, Durability, EmptyPolicy, IoChoice, LeasePolicy, LogFormat, LogLevel, Mode,
+    OnDuplicate, ReadMethod,
+};
+use super::rules;
+
+/// Longest time any setting may hold, in seconds: a day. More is a typing error.
+pub const SECONDS_MAX: f64 = 86_400.0;
+/// Shortest time between two scans or summaries, in seconds: less would be a busy loop.
+pub const INTERVAL_SECONDS_MIN: f64 = 0.1;
+/// Most reader threads.
+pub const READERS_MAX: usize = 1024;
+/// Most files in one commit: what one ledger transaction holds in memory stays small.
+pub const BATCH_FILES_MAX: usize = 65_536;
+
+/// One setting.
+#[derive(Debug)]
+pub struct Key {
+    /// As in the file: `stability_seconds`.
+    pub name: &'static str,
+    /// What it holds.
+    pub kind: Kind,
+    /// Whether each source can have its own.
+    pub per_source: bool,
+    /// As it would be typed.
+    pub default: &'static [&'static str],
+    /// Stands for the value in the help.
+    pub value_name: &'static str,
+    /// Kept out of the help.
+    pub hidden: bool,
+    /// One line.
+    pub help: &'static str,
+}
+
+/// What a setting holds.
+#[derive(Debug, Clone, Copy)]
+pub enum Kind {
+    /// A directory, made when it is missing.
+    Directory,
+    /// Several directories.
+    Directories,
+    /// True or false.
+    Switch,
+    /// A number of threads, or `auto`.
+    Readers,
+    /// A number of files, from 1.
+    Files {
+        /// The most.
+        max: usize,
+    },
+    /// A time in seconds; fractions are allowed.
+    Seconds {
+        /// The least.
+        min: f64,
+    },
+    /// One of a few words.
+    Choice(fn() -> Vec<PossibleValue>),
+    /// The end of a sidecar's name.
+    SidecarSuffix,
+    /// Ends of names.
+    Suffixes,
+    /// Globs for relative paths.
+    Globs,
+}
+
+fn words<T: ValueEnum>() -> Vec<PossibleValue> {
+    T::value_variants()
+        .iter()
+        .filter_map(ValueEnum::to_possible_value)
+        .collect()
+}
+
+const fn of_flow(
+    name: &'static str,
+    kind: Kind,
+    default: &'static [&'static str],
+    value_name: &'static str,
+    help: &'static str,
+) -> Key {
+    Key {
+        name,
+        kind,
+        per_source: false,
+        default,
+        value_name,
+        hidden: false,
+        help,
+    }
+}
+
+const fn of_source(
+    name: &'static str,
+    kind: Kind,
+    default: &'static [&'static str],
+    value_name: &'static str,
+    help: &'static str,
+) -> Key {
+    Key {
+        name,
+        kind,
+        per_source: true,
+        default,
+        value_name,
+        hidden: false,
+        help,
+    }
+}
+
+const fn hidden(key: Key) -> Key {
+    Key {
+        hidden: true,
+        ..key
+    }
+}
+
+/// Every setting, in the order of the help.
+pub static KEYS: &[Key] = &[
+    of_flow(
+        "input",
+        Kind::Directories,
+        &["./staging"],
+        "DIR",
+        "Staging directory to take files from; repeat it for several",
+    ),
+    of_flow(
+        "warehouse",
+        Kind::Directory,
+        &["./warehouse"],
+        "DIR",
+        "Root of the warehouse, where files are placed by date",
+    ),
+    of_flow(
+        "manifests",
+        Kind::Directory,
+        &["./manifests"],
+        "DIR",
+        "Root of the JSONL manifests",
+    ),
+    of_flow(
+        "state_path",
+        Kind::Directory,
+        &["./state"],
+        "DIR",
+        "Directory of the ledger, the lock and the control socket",
+    ),
+    of_source(
+        "mode",
+        Kind::Choice(words::<Mode>),
+        &["stability"],
+        "MODE",
+        "How a file is recognised as finished",
+    ),
+    of_source(
+        "stability_seconds",
+        Kind::Seconds { min: 0.0 },
+        &["5"],
+        "N",
+        "How long size, mtime and ctime must hold still, in seconds; fractions are allowed",
+    ),
+    of_source(
+        "sidecar_suffix",
+        Kind::SidecarSuffix,
+        &[".ok"],
+        "SUFFIX",
+        "What a file's name and this name its sidecar",
+    ),
+    of_source(
+        "recursive",
+        Kind::Switch,
+        &["false"],
+        "BOOL",
+        "Take files of subdirectories too, keeping relative directories",
+    ),
+    of_source(
+        "include",
+        Kind::Globs,
+        &[],
+        "GLOB",
+        "Take only files that match; without a '/' it matches names in any directory; repeatable \
+         [default: all]",
+    ),
+    of_source(
+        "exclude",
+        Kind::Globs,
+        &[],
+        "GLOB",
+        "Never take files that match; repeatable [default: none]",
+    ),
+    hidden(of_source(
+        "ignore_suffixes",
+        Kind::Suffixes,
+        super::DEFAULT_IGNORE_SUFFIXES,
+        "SUFFIX",
+        "Ends of names that mark unfinished files, in place of the default ones; repeatable",
+    )),
+    of_source(
+        "empty",
+        Kind::Choice(words::<EmptyPolicy>),
+        &["ingest"],
+        "POLICY",
+        "What to do with empty files",
+    ),
+    of_source(
+        "lease",
+        Kind::Choice(words::<LeasePolicy>),
+        &["auto"],
+        "POLICY",
+        "Whether read leases prove that nobody is writing",
+    ),
+    of_source(
+        "dedupe",
+        Kind::Choice(words::<Dedupe>),
+        &["global"],
+        "SCOPE",
+        "What makes a file a duplicate of another",
+    ),
+    of_source(
+        "on_duplicate",
+        Kind::Choice(words::<OnDuplicate>),
+        &["move"],
+        "ACTION",
+        "What becomes of a duplicate",
+    ),
+    of_flow(
+        "concurrency",
+        Kind::Readers,
+        &["auto"],
+        "N|auto",
+        "How many reader threads",
+    ),
+    of_flow(
+        "durability",
+        Kind::Choice(words::<Durability>),
+        &["full"],
+        "LEVEL",
+        "Whether commits reach the disk before they are acknowledged",
+    ),
+    of_flow(
+        "io",
+        Kind::Choice(words::<IoChoice>),
+        &["auto"],
+        "INTERFACE",
+        "Which interface of the kernel the readers use",
+    ),
+    of_flow(
+        "copy_method",
+        Kind::Choice(words::<CopyMethod>),
+        &["auto"],
+        "METHOD",
+        "How bytes reach a warehouse on another filesystem",
+    ),
+    of_flow(
+        "read_method",
+        Kind::Choice(words::<ReadMethod>),
+        &["auto"],
+        "METHOD",
+        "How readers read",
+    ),
+    of_flow(
+        "rescan_seconds",
+        Kind::Seconds {
+            min: INTERVAL_SECONDS_MIN,
+        },
+        &["60"],
+        "N",
+        "Time between two full scans of the staging directories, in seconds",
+    ),
+    of_flow(
+        "metrics_interval",
+        Kind::Seconds {
+            min: INTERVAL_SECONDS_MIN,
+        },
+        &["10"],
+        "N",
+        "Time between two summary events, in seconds",
+    ),
+    of_flow(
+        "log_level",
+        Kind::Choice(words::<LogLevel>),
+        &["info"],
+        "LEVEL",
+        "Least severe level that is logged",
+    ),
+    of_flow(
+        "log_format",
+        Kind::Choice(words::<LogFormat>),
+        &["json"],
+        "FORMAT",
+        "Shape of the log lines",
+    ),
+    hidden(of_flow(
+        "batch_files",
+        Kind::Files {
+            max: BATCH_FILES_MAX,
+        },
+        &["4096"],
+        "N",
+        "Most files in one commit",
+    )),
+];
+
+impl Key {
+    /// The row of that name, as written in the file.
+    pub fn named(name: &str) -> Option<&'static Self> {
+        KEYS.iter().find(|key| key.name == name)
+    }
+
+    /// `stability-seconds`, without the dashes in front.
+    pub fn flag(&self) -> String {
+        self.name.replace('_', "-")
+    }
+
+    /// `RINGEST_STABILITY_SECONDS`.
+    pub fn variable(&self) -> String {
+        format!("RINGEST_{}", self.name.to_uppercase())
+    }
+}
+
+impl Kind {
+    /// Whether it can be given more than once.
+    pub fn is_list(self) -> bool {
+        matches!(self, Self::Directories | Self::Suffixes | Self::Globs)
+    }
+
+    /// Whether one value is well formed and within its limits.
+    ///
+    /// # Errors
+    /// What it should be instead.
+    pub fn check(self, word: &OsStr) -> Result<(), String> {
+        if let Self::Directory | Self::Directories = self {
+            return match word.as_bytes() {
+                [] => Err("a path cannot be empty; '.' is the working directory".into()),
+                bytes if bytes.contains(&0) => Err("a path cannot hold a NUL".into()),
+                _ => Ok(()),
+            };
+        }
+        let text = word.to_str().ok_or("it is not valid UTF-8")?;
+        match self {
+            Self::Directory | Self::Directories => Ok(()),
+            Self::Switch => match text {
+                "true" | "false" => Ok(()),
+                _ => Err("it is true or false".into()),
+            },
+            Self::Readers => match text.parse() {
+                Ok(1..=READERS_MAX) => Ok(()),
+                _ if text == "auto" => Ok(()),
+                _ => Err(format!("it is a number from 1 to {READERS_MAX}, or auto")),
+            },
+            Self::Files { max } => match text.parse::<usize>() {
+                Ok(files) if (1..=max).contains(&files) => Ok(()),
+                _ => Err(format!("it is a number of files from 1 to {max}")),
+            },
+            Self::Seconds { min } => match text.parse::<f64>() {
+                // Not a number is in no range either.
+                Ok(seconds) if (min..=SECONDS_MAX).contains(&seconds) => Ok(()),
+                _ => Err(format!(
+                    "it is a number of seconds from {min} to {SECONDS_MAX} (a day)"
+                )),
+            },
+            Self::Choice(values) => {
+                let values = values();
+                if values.iter().any(|value| value.matches(text, false)) {
+                    return Ok(());
+                }
+                let names: Vec<_> = values.iter().map(PossibleValue::get_name).collect();
+                Err(format!("it is one of {}", names.join(", ")))
+            }
+            Self::SidecarSuffix => match text.strip_prefix('.') {
+                Some(rest) if !rest.is_empty() && !text.contains(['/', '\0']) => Ok(()),
+                _ => Err("it begins with a '.', goes on, and holds no '/': .ok".into()),
+            },
+            Self::Suffixes if text.is_empty() || text.contains('/') => {
+                Err("it is the end of a name: not empty, no '/'".into())
+            }
+            Self::Suffixes => Ok(()),
+            Self::Globs => rules::glob(text).map(drop),
+        }
+    }
+
+    /// Checked values as JSON, paths absolute.
+    pub(super) fn show(self, words: &[OsString]) -> Value {
+        let one = |word: &OsString| {
+            let text = word.to_string_lossy();
+            match self {
+                Self::Directory | Self::Directories => {
+                    absolute(Path::new(word)).to_string_lossy().into()
+                }
+                Self::Switch => Value::Bool(text == "true"),
+                Self::Readers | Self::Files { .. } | Self::Seconds { .. } => text
+                    .parse::<u64>()
+                    .map(Value::from)
+                    .or_else(|_| text.parse::<f64>().map(Value::from))
+                    .unwrap_or_else(|_| text.into()),
+                _ => text.into(),
+            }
+        };
+        match words {
+            [word] if !self.is_list() => one(word),
+            words => words.iter().map(one).collect(),
+        }
+    }
+}
+
+/// Absolute, without `.` and trailing slashes. Symlinks and `..` stay: the user's own names appear
+/// in the manifest.
+pub(super) fn absolute(path: &Path) -> PathBuf {
+    // It fails on an empty path, which `check` refuses, and without a working directory; then the
+    // relative path is what can be shown, and opening it says the rest.
+    std::path::absolute(path)
+        .unwrap_or_else(|_| path.into())
+        .components()
+        .collect()
+}

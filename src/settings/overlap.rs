@@ -1,0 +1,139 @@
+//! Directories that must not lie in one another: ringest would ingest its own output, or place
+//! files where it looks for others.
+
+use std::ffi::OsString;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Component, Path, PathBuf};
+
+use super::{Purpose, Settings, SettingsError};
+
+/// A directory as the kernel sees it, whether it exists yet or not.
+struct Place<'a> {
+    what: String,
+    path: &'a Path,
+    /// Without symlinks as far as it exists.
+    real: PathBuf,
+    /// Device and inode of itself and every directory above it, itself first; shorter than the path
+    /// when its end does not exist. A bind mount hides from paths, not from these.
+    identities: Vec<(u64, u64)>,
+    exists: bool,
+    is_input: bool,
+    /// Whether what lies deeper than the directory itself is its business.
+    is_deep: bool,
+}
+
+/// # Errors
+/// The first two directories that overlap. An input that is not recursive may hold other inputs.
+pub(super) fn refuse(settings: &Settings, purpose: Purpose) -> Result<(), SettingsError> {
+    let mut places = vec![
+        Place::new("the warehouse".into(), &settings.warehouse),
+        Place::new("the manifests directory".into(), &settings.manifests),
+        Place::new("the state directory".into(), &settings.state_path),
+    ];
+    if purpose == Purpose::Flow {
+        places.extend(settings.sources.iter().map(|source| Place {
+            is_input: true,
+            is_deep: source.recursive,
+            ..Place::new(
+                format!("the input of source {:?}", source.name),
+                &source.input,
+            )
+        }));
+    }
+    for (index, a) in places.iter().enumerate() {
+        for b in &places[index + 1..] {
+            if a.is_same(b) {
+                return Err(SettingsError::Overlap(format!(
+                    "{} {} and {} {} are the same directory; give each a directory of its own",
+                    a.what,
+                    a.shown(),
+                    b.what,
+                    b.shown()
+                )));
+            }
+            for (outer, inner) in [(a, b), (b, a)] {
+                let is_harmless = outer.is_input && inner.is_input && !outer.is_deep;
+                if outer.holds(inner) && !is_harmless {
+                    return Err(SettingsError::Overlap(format!(
+                        "{} {} is inside {} {}; choose directories beside each other",
+                        inner.what,
+                        inner.shown(),
+                        outer.what,
+                        outer.shown()
+                    )));
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+impl<'a> Place<'a> {
+    fn new(what: String, path: &'a Path) -> Self {
+        let real = real(path);
+        let identity = |path: &Path| {
+            let found = fs::metadata(path).ok()?;
+            Some((found.dev(), found.ino()))
+        };
+        let identities = real.ancestors().filter_map(identity).collect();
+        let exists = identity(&real).is_some();
+        Self {
+            what,
+            path,
+            real,
+            identities,
+            exists,
+            is_input: false,
+            is_deep: true,
+        }
+    }
+
+    fn identity(&self) -> Option<&(u64, u64)> {
+        self.identities.first().filter(|_| self.exists)
+    }
+
+    fn is_same(&self, other: &Self) -> bool {
+        self.real == other.real
+            || (self.identity().is_some() && self.identity() == other.identity())
+    }
+
+    fn holds(&self, inner: &Self) -> bool {
+        inner.real.starts_with(&self.real)
+            || self
+                .identity()
+                .is_some_and(|identity| inner.identities.contains(identity))
+    }
+
+    fn shown(&self) -> String {
+        match self.real == self.path {
+            true => self.path.display().to_string(),
+            false => format!("{} (really {})", self.path.display(), self.real.display()),
+        }
+    }
+}
+
+/// The longest part that exists without its symlinks, then the rest as it would be made.
+fn real(path: &Path) -> PathBuf {
+    let mut missing: Vec<OsString> = Vec::new();
+    let mut prefix = path;
+    let mut real = loop {
+        match (fs::canonicalize(prefix), prefix.parent()) {
+            (Ok(real), _) => break real,
+            (Err(_), None) => break prefix.into(),
+            (Err(_), Some(parent)) => {
+                // `file_name` is `None` for `..`, which a missing directory resolves by its text.
+                let last = prefix.components().next_back();
+                missing.extend(last.map(|last| last.as_os_str().into()));
+                prefix = parent;
+            }
+        }
+    };
+    for part in missing.iter().rev() {
+        match Path::new(part).components().next() {
+            Some(Component::ParentDir) => drop(real.pop()),
+            _ => real.push(part),
+        }
+    }
+    real
+}

@@ -1,0 +1,384 @@
+//! Raw settings → [`Settings`]: flags win over the environment, that over the file, that over the
+//! defaults.
+
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Serialize, Serializer};
+use serde_json::Value;
+
+use super::keys::absolute;
+use super::raw::{Block, DISABLE_VARIABLE, Environment, File, RawSettings, Words};
+use super::{Disable, Key, Settings, SettingsError, Source, overlap, rules};
+
+/// Who gave a setting its value.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Origin {
+    /// The command line.
+    Flag,
+    /// The variable of that name.
+    Environment(String),
+    /// The settings file of that path.
+    File(PathBuf),
+    /// Nobody.
+    Default,
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Flag => f.write_str("flag"),
+            Self::Environment(name) => write!(f, "environment {name}"),
+            Self::File(path) => write!(f, "file {}", path.display()),
+            Self::Default => f.write_str("default"),
+        }
+    }
+}
+
+impl Serialize for Origin {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// One effective value, to be shown.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Setting {
+    /// The source it is for; `None` when it is for all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub source: Option<String>,
+    /// As in the file.
+    pub key: &'static str,
+    /// The value; paths are absolute, times in seconds.
+    pub value: Value,
+    /// Who gave it.
+    pub origin: Origin,
+}
+
+/// Settings, and how they came about.
+#[derive(Debug, Clone)]
+pub struct Loaded {
+    /// What to run by.
+    pub settings: Settings,
+    /// Every effective value: those for all first, then source by source.
+    pub origins: Vec<Setting>,
+    /// Things that look like mistakes and stop nothing.
+    pub warnings: Vec<String>,
+}
+
+/// Which directories a command works with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// `run` and `check`: all.
+    Flow,
+    /// `status`, `find` and `verify`: what is stored. Inputs may lie anywhere.
+    Store,
+}
+
+impl RawSettings {
+    /// Merges and checks. Reads the settings file; looks at directories, makes none.
+    ///
+    /// # Errors
+    /// The first thing that is wrong, with the way out.
+    pub fn resolve(self, purpose: Purpose) -> Result<Loaded, SettingsError> {
+        let environment = Environment::read(&self.environment);
+        let file = match self.config.as_ref().or(environment.config.as_ref()) {
+            Some(path) => File::read(path)?,
+            None => File::default(),
+        };
+        let disable = disabled(environment.disable)?;
+        let layers = Layers {
+            flags: self.flags,
+            environment: environment.words,
+            file,
+        };
+        let mut merged = Merged {
+            layers,
+            shown: Vec::new(),
+        };
+
+        let inputs = merged.inputs()?;
+        let settings = Settings {
+            warehouse: merged.directory("warehouse")?,
+            manifests: merged.directory("manifests")?,
+            state_path: merged.directory("state_path")?,
+            concurrency: merged.of_flow("concurrency")?.parse()?,
+            once: self.once,
+            dry_run: self.dry_run,
+            durability: merged.of_flow("durability")?.parse()?,
+            io: merged.of_flow("io")?.parse()?,
+            copy_method: merged.of_flow("copy_method")?.parse()?,
+            read_method: merged.of_flow("read_method")?.parse()?,
+            rescan: merged.of_flow("rescan_seconds")?.seconds()?,
+            metrics_interval: merged.of_flow("metrics_interval")?.seconds()?,
+            log_level: merged.of_flow("log_level")?.parse()?,
+            log_format: merged.of_flow("log_format")?.parse()?,
+            batch_files: merged.of_flow("batch_files")?.parse()?,
+            disable,
+            sources: inputs
+                .into_iter()
+                .map(|it| merged.source(it))
+                .collect::<Result<_, _>>()?,
+        };
+        overlap::refuse(&settings, purpose)?;
+        Ok(Loaded {
+            settings,
+            origins: merged.shown,
+            warnings: environment.warnings,
+        })
+    }
+}
+
+fn disabled(list: Option<OsString>) -> Result<Disable, SettingsError> {
+    let list = list.unwrap_or_default();
+    let list = list.to_string_lossy();
+    list.parse()
+        .map_err(|cause: super::NotAChoice| SettingsError::Value {
+            key: "disable",
+            origin: Origin::Environment(DISABLE_VARIABLE.into()),
+            value: list.into_owned(),
+            cause: cause.to_string(),
+        })
+}
+
+/// What was given, strongest first.
+struct Layers {
+    flags: Words,
+    environment: Words,
+    file: File,
+}
+
+struct Merged {
+    layers: Layers,
+    shown: Vec<Setting>,
+}
+
+/// A source of which only the directory and the name are known yet.
+struct Input {
+    name: String,
+    path: PathBuf,
+    origin: Origin,
+    named: bool,
+    /// Its place among the blocks of the file.
+    block: Option<usize>,
+}
+
+/// The checked words of one setting.
+struct Found {
+    key: &'static Key,
+    words: Vec<OsString>,
+    origin: Origin,
+}
+
+impl Layers {
+    /// The strongest layer that gives the key, every word of it checked.
+    fn find(&self, name: &str, block: Option<&Block>) -> Result<Found, SettingsError> {
+        let key = Key::named(name).expect("only names from the registry are asked for");
+        let file = || Origin::File(self.file.path.clone());
+        let (words, origin) = if let Some(words) = self.flags.get(key.name) {
+            (words.clone(), Origin::Flag)
+        } else if let Some(words) = self.environment.get(key.name) {
+            (words.clone(), Origin::Environment(key.variable()))
+        } else if let Some(words) = block.and_then(|block| block.words.get(key.name)) {
+            (words.clone(), file())
+        } else if let Some(words) = self.file.words.get(key.name) {
+            (words.clone(), file())
+        } else {
+            (
+                key.default.iter().map(OsString::from).collect(),
+                Origin::Default,
+            )
+        };
+        let found = Found { key, words, origin };
+        for word in &found.words {
+            key.kind
+                .check(word)
+                .map_err(|cause| found.wrong(word.to_string_lossy(), cause))?;
+        }
+        Ok(found)
+    }
+}
+
+impl Merged {
+    fn of_flow(&mut self, name: &str) -> Result<Found, SettingsError> {
+        let found = self.layers.find(name, None)?;
+        self.show(&found, None);
+        Ok(found)
+    }
+
+    fn directory(&mut self, name: &str) -> Result<PathBuf, SettingsError> {
+        Ok(absolute(Path::new(&self.of_flow(name)?.words[0])))
+    }
+
+    fn show(&mut self, found: &Found, source: Option<&str>) {
+        self.shown.push(Setting {
+            source: source.map(Into::into),
+            key: found.key.name,
+            value: found.key.kind.show(&found.words),
+            origin: found.origin.clone(),
+        });
+    }
+
+    /// The staging directories with their names. Those of the file count only when neither flags
+    /// nor environment give any, the default only when nobody does.
+    fn inputs(&self) -> Result<Vec<Input>, SettingsError> {
+        let found = self.layers.find("input", None)?;
+        let mut inputs = Vec::new();
+        let file = &self.layers.file;
+        if found.origin != Origin::Default || file.sources.is_empty() {
+            inputs.extend(found.words.iter().map(|word| Input {
+                name: String::new(),
+                path: absolute(Path::new(word)),
+                origin: found.origin.clone(),
+                named: false,
+                block: None,
+            }));
+        }
+        if matches!(found.origin, Origin::Default | Origin::File(_)) {
+            for (index, block) in file.sources.iter().enumerate() {
+                found
+                    .key
+                    .kind
+                    .check(block.input.as_os_str())
+                    .map_err(|cause| SettingsError::Value {
+                        key: "input",
+                        origin: Origin::File(file.path.clone()),
+                        value: block.input.display().to_string(),
+                        cause,
+                    })?;
+                inputs.push(Input {
+                    name: block.name.clone().unwrap_or_default(),
+                    path: absolute(&block.input),
+                    origin: Origin::File(file.path.clone()),
+                    named: block.name.is_some(),
+                    block: Some(index),
+                });
+            }
+        }
+        if inputs.is_empty() {
+            return Err(found.wrong("[]".into(), "it names at least one directory".into()));
+        }
+        name(&mut inputs)?;
+        Ok(inputs)
+    }
+
+    fn source(&mut self, input: Input) -> Result<Source, SettingsError> {
+        let Input {
+            name,
+            path,
+            origin,
+            named,
+            block,
+        } = input;
+        let name_origin = if named {
+            origin.clone()
+        } else {
+            Origin::Default
+        };
+        let path_shown = path.to_string_lossy();
+        for (key, value, origin) in [
+            ("name", name.as_str(), name_origin),
+            ("input", &path_shown, origin),
+        ] {
+            let source = Some(name.clone());
+            self.shown.push(Setting {
+                source,
+                key,
+                value: value.into(),
+                origin,
+            });
+        }
+        let mut of_source = |key: &str| {
+            let block = block.map(|index| &self.layers.file.sources[index]);
+            let found = self.layers.find(key, block)?;
+            self.show(&found, Some(&name));
+            Ok::<_, SettingsError>(found)
+        };
+        Ok(Source {
+            mode: of_source("mode")?.parse()?,
+            stability: of_source("stability_seconds")?.seconds()?,
+            sidecar_suffix: of_source("sidecar_suffix")?.parse()?,
+            recursive: of_source("recursive")?.parse()?,
+            include: of_source("include")?.globs()?,
+            exclude: of_source("exclude")?.globs()?,
+            ignore_suffixes: of_source("ignore_suffixes")?
+                .texts()
+                .map(Into::into)
+                .collect(),
+            empty: of_source("empty")?.parse()?,
+            lease: of_source("lease")?.parse()?,
+            dedupe: of_source("dedupe")?.parse()?,
+            on_duplicate: of_source("on_duplicate")?.parse()?,
+            input: path,
+            name,
+        })
+    }
+}
+
+/// A source without a name is called as its directory; where that says too little, by its path.
+fn name(inputs: &mut [Input]) -> Result<(), SettingsError> {
+    let short = |input: &Input| match (input.named, input.path.file_name()) {
+        (false, Some(name)) => name.to_string_lossy().into_owned(),
+        (false, None) => input.path.display().to_string(),
+        (true, _) => input.name.clone(),
+    };
+    let shorts: Vec<String> = inputs.iter().map(short).collect();
+    for (index, input) in inputs.iter_mut().enumerate() {
+        let alone = shorts.iter().filter(|name| **name == shorts[index]).count() == 1;
+        input.name = match alone || input.named {
+            true => shorts[index].clone(),
+            false => input.path.display().to_string(),
+        };
+    }
+    let mut seen = BTreeSet::new();
+    // The same directory twice, however it came to be named, is an overlap and is told as one.
+    match inputs.iter().find(|input| !seen.insert(&input.name)) {
+        Some(second) => match inputs.iter().find(|first| first.name == second.name) {
+            Some(first) if first.path != second.path => Err(SettingsError::SameName {
+                name: second.name.clone(),
+                first: first.path.clone(),
+                second: second.path.clone(),
+            }),
+            _ => Ok(()),
+        },
+        None => Ok(()),
+    }
+}
+
+impl Found {
+    fn wrong(&self, value: std::borrow::Cow<'_, str>, cause: String) -> SettingsError {
+        let origin = self.origin.clone();
+        SettingsError::Value {
+            key: self.key.name,
+            origin,
+            value: value.into_owned(),
+            cause,
+        }
+    }
+
+    /// Words that passed the check of their kind are UTF-8 except for paths.
+    fn texts(&self) -> impl Iterator<Item = &str> {
+        self.words.iter().filter_map(|word| word.to_str())
+    }
+
+    fn parse<T>(&self) -> Result<T, SettingsError>
+    where
+        T: std::str::FromStr<Err: fmt::Display>,
+    {
+        let text = self.texts().next().unwrap_or_default();
+        text.parse()
+            .map_err(|cause: T::Err| self.wrong(text.into(), cause.to_string()))
+    }
+
+    fn seconds(&self) -> Result<Duration, SettingsError> {
+        Ok(Duration::from_secs_f64(self.parse()?))
+    }
+
+    fn globs(&self) -> Result<Option<globset::GlobSet>, SettingsError> {
+        rules::globs(self.texts())
+            .map_err(|cause| self.wrong(self.texts().collect::<Vec<_>>().join(" ").into(), cause))
+    }
+}
