@@ -116,6 +116,17 @@ choice! {
     }
 }
 
+impl OnDuplicate {
+    /// What was done, for logs.
+    pub const fn done(self) -> &'static str {
+        match self {
+            Self::Move => "moved",
+            Self::Delete => "deleted",
+            Self::Keep => "kept",
+        }
+    }
+}
+
 choice! {
     /// Whether commits reach the disk before they are acknowledged.
     Durability {
