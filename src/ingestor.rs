@@ -1,1 +1,474 @@
-//! Wiring.
+//! Wiring: which thread does what, and how they start and end. Nothing else.
+//!
+//! ```text
+//!   main ── waits for the others        signals ── SIGTERM, SIGINT
+//!   discover ──▶ reader 0..R ──▶ record      leases, log, reporter, control: beside the flow, never waited on
+//! ```
+//!
+//! Ending runs down the flow: discovery closes the queue of candidates, the readers finish and end, the queue of staged
+//! files is closed, the recorder finishes and closes the session.
+
+use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Resource, Rlimit};
+
+use crate::failure::{Exit, Failure};
+use crate::io::clock::WallClock;
+use crate::io::disk::Handle;
+use crate::io::{RealDisk, lease_keeper};
+use crate::ledger::SourceId;
+use crate::ledger::lmdb::Lmdb;
+use crate::observe::control::ControlSocket;
+use crate::observe::metrics::{Metrics, State};
+use crate::observe::reporter::Reporter;
+use crate::observe::{events, systemd};
+use crate::pipeline::discover::{Discoverer, DiscovererParts};
+use crate::pipeline::queue::Queue;
+use crate::pipeline::read::{Reader, ReaderShared};
+use crate::pipeline::record::{KeptSet, Place, Recorder, RecorderParts};
+use crate::pipeline::{Candidate, Staged, Verdicts};
+use crate::session::{self, Session};
+use crate::settings::{Concurrency, Durability, IoChoice, Settings};
+
+/// Settled files that wait for a reader at most.
+const QUEUE_FILES: usize = 4096;
+/// How long files in flight may take once ringest is asked to stop.
+const STOP_PATIENCE: Duration = Duration::from_secs(30);
+/// Readers with `--concurrency auto`: more only help once disks are faster than this many cores.
+const AUTO_READERS_MAX: usize = 16;
+/// Rest of a reader that panicked.
+const PANIC_REST: Duration = Duration::from_secs(1);
+/// Descriptors kept for everything that is not a staged file.
+const SPARE_DESCRIPTORS: u64 = 256;
+
+/// What the main thread hears.
+enum Message {
+    /// The discoverer ended.
+    Discovered(Result<(), Failure>),
+    /// A reader ended.
+    ReaderEnded,
+    /// The recorder ended.
+    Recorded(Result<Box<Recorder<RealDisk, Lmdb>>, Failure>),
+    /// Something failed for good.
+    Failed(Failure),
+    /// A signal to stop came.
+    Stop(&'static str),
+}
+
+/// Takes files until told to stop or, with `--once`, until nothing more can settle.
+pub fn run(settings: &Settings, version: &str) -> Result<(), Failure> {
+    let descriptors = raise_descriptor_limit();
+    let (sender, messages) = channel();
+    watch_signals(sender.clone())?;
+    let (session, ledger) = Session::open(settings)?;
+    let flow = Flow::start(settings, session, ledger, version, descriptors, sender)?;
+    flow.wait(settings, &messages)
+}
+
+/// The running threads and what they share.
+struct Flow {
+    candidates: Arc<Queue<Candidate>>,
+    staged: Arc<Queue<Staged<Handle>>>,
+    verdicts: Arc<Verdicts>,
+    metrics: Arc<Metrics>,
+    stop: Arc<AtomicBool>,
+    state: Arc<AtomicU8>,
+    readers: Arc<AtomicUsize>,
+    reporter: Reporter,
+    control: Option<ControlSocket>,
+    /// Keeps the directories locked to the end.
+    _session: Session,
+}
+
+impl Flow {
+    fn start(
+        settings: &Settings,
+        session: Session,
+        ledger: Lmdb,
+        version: &str,
+        descriptors: u64,
+        sender: Sender<Message>,
+    ) -> Result<Flow, Failure> {
+        let state_path = &settings.state_path;
+        let failed = |operation: &str, error: std::io::Error| {
+            Failure::io(operation.to_string(), state_path, &error)
+        };
+        let batch_files = batch_files(settings.batch_files, descriptors);
+        let metrics = Arc::new(Metrics::new());
+        metrics.restore(session.opening.totals);
+        let kept = Arc::new(KeptSet::default());
+        for entry in ledger.kept()? {
+            kept.add(&entry);
+        }
+        let candidates = Arc::new(Queue::new(QUEUE_FILES));
+        let staged = Arc::new(Queue::new(batch_files));
+        let verdicts = Verdicts::new().map_err(|error| failed("make an eventfd for", error))?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let disk = RealDisk {
+            durable: settings.durability == Durability::Full,
+            syncfs: session.syncfs,
+        };
+
+        // Recovery comes before everything that could see its files.
+        let mut recorder = Recorder::new(
+            RecorderParts {
+                disk,
+                ledger,
+                clock: Arc::new(WallClock),
+                warehouse: place(&session.warehouse),
+                manifests: place(&session.manifests),
+                inputs: input_dirs(&session),
+                sources: session.sources.clone(),
+                kept: Arc::clone(&kept),
+                metrics: Arc::clone(&metrics),
+                batch_files,
+                suspect: session.suspect_until.is_some(),
+            },
+            &session.opening,
+        );
+        let recovery = recorder.recover(&session.opening)?;
+        if !session.opening.clean || recovery != events::Recovered::default() {
+            events::recovery_summary(&recovery);
+        }
+        recorder.begin_session()?;
+
+        let lease_signal = lease_keeper::start()
+            .map_err(|error| failed("start the keeper of leases for", error))?;
+        let readers = match settings.concurrency {
+            Concurrency::Fixed(readers) => readers.get(),
+            Concurrency::Auto => thread::available_parallelism()
+                .map_or(1, |cores| cores.get())
+                .min(AUTO_READERS_MAX),
+        };
+        let failures = sender.clone();
+        let shared = Arc::new(ReaderShared {
+            candidates: Arc::clone(&candidates),
+            staged: Arc::clone(&staged),
+            warehouse: Arc::clone(&session.warehouse.dir),
+            io: match settings.disable.uring {
+                true => IoChoice::Sync,
+                false => settings.io,
+            },
+            unnamed_copies: !settings.disable.tmpfile,
+            suspect_until: session.suspect_until,
+            disk,
+            lease_signal,
+            stopping: Arc::clone(&stop),
+            metrics: Arc::clone(&metrics),
+            failed: Box::new(move |failure| {
+                let _ = failures.send(Message::Failed(failure));
+            }),
+        });
+        let living = Arc::new(AtomicUsize::new(readers));
+        let io = start_readers(readers, &shared, &living, &sender)
+            .map_err(|error| failed("start a reader for", error))?;
+        start_recorder(recorder, Arc::clone(&staged), sender.clone())
+            .map_err(|error| failed("start the recorder for", error))?;
+
+        let reporter = Reporter::start(Arc::clone(&metrics), settings.metrics_interval);
+        let state = Arc::new(AtomicU8::new(RUNNING));
+        let control = start_control(settings, &metrics, &state);
+        events::started(&events::Started {
+            version,
+            pid: std::process::id(),
+            sources: &session
+                .inputs
+                .iter()
+                .map(|input| {
+                    let source = &input.settings;
+                    let mode = source.mode.as_str();
+                    (source.name.as_str(), source.input.as_path(), mode)
+                })
+                .collect::<Vec<_>>(),
+            warehouse: &settings.warehouse,
+            manifests: &settings.manifests,
+            state_path,
+            readers,
+            io,
+        });
+        let mut discoverer = Discoverer::new(DiscovererParts {
+            inputs: session.inputs.clone(),
+            candidates: Arc::clone(&candidates),
+            verdicts: Arc::clone(&verdicts),
+            kept,
+            metrics: Arc::clone(&metrics),
+            stop: Arc::clone(&stop),
+            once: settings.once,
+            rescan: settings.rescan,
+        });
+        spawn("discover", move || {
+            let ended = discoverer.run();
+            let _ = sender.send(Message::Discovered(ended));
+        })
+        .map_err(|error| failed("start the discoverer for", error))?;
+        systemd::ready();
+        Ok(Flow {
+            candidates,
+            staged,
+            verdicts,
+            metrics,
+            stop,
+            state,
+            readers: living,
+            reporter,
+            control,
+            _session: session,
+        })
+    }
+
+    /// Waits for the end, whatever brings it, and winds down in the order of the flow.
+    fn wait(mut self, settings: &Settings, messages: &Receiver<Message>) -> Result<(), Failure> {
+        let mut outcome: Result<(), Failure> = Ok(());
+        let mut reason = "done";
+        let mut deadline: Option<Instant> = None;
+        let recorder = loop {
+            let message = match deadline {
+                None => messages.recv().map_err(|_| RecvTimeoutError::Disconnected),
+                Some(at) => messages.recv_timeout(at.saturating_duration_since(Instant::now())),
+            };
+            match message {
+                Ok(Message::Stop(signal)) => {
+                    reason = signal;
+                    self.begin_stop();
+                    deadline.get_or_insert(Instant::now() + STOP_PATIENCE);
+                }
+                Ok(Message::Discovered(ended)) => {
+                    self.state.store(DRAINING, Ordering::Relaxed);
+                    if let Err(failure) = ended {
+                        outcome = Err(failure);
+                        self.begin_stop();
+                        deadline.get_or_insert(Instant::now() + STOP_PATIENCE);
+                    }
+                    self.candidates.close();
+                }
+                Ok(Message::ReaderEnded) => {
+                    if self.readers.load(Ordering::Acquire) == 0 {
+                        self.staged.close();
+                    }
+                }
+                Ok(Message::Recorded(Ok(recorder))) => break Some(recorder),
+                Ok(Message::Recorded(Err(failure)) | Message::Failed(failure)) => {
+                    if failure.suspect {
+                        session::raise_suspicion(&settings.state_path);
+                    }
+                    return Err(failure);
+                }
+                // What is in flight took too long: the next start recovers it.
+                Err(RecvTimeoutError::Timeout) => break None,
+                Err(RecvTimeoutError::Disconnected) => break None,
+            }
+        };
+        systemd::stopping();
+        // Nobody may ask a session that is being closed.
+        drop(self.control.take());
+        let numbers = self.metrics.status(State::Stopped);
+        if let Some(recorder) = recorder {
+            recorder.close(serde_json::to_string(&numbers).unwrap_or_default())?;
+        }
+        let processed = self.metrics.processed();
+        let summary = self.reporter.final_summary();
+        events::summary(&summary);
+        events::stopped(reason, processed.files, processed.bytes);
+        outcome
+    }
+
+    fn begin_stop(&self) {
+        self.state.store(DRAINING, Ordering::Relaxed);
+        self.stop.store(true, Ordering::Release);
+        self.verdicts.ring();
+    }
+}
+
+const RUNNING: u8 = 0;
+const DRAINING: u8 = 1;
+
+fn start_control(
+    settings: &Settings,
+    metrics: &Arc<Metrics>,
+    state: &Arc<AtomicU8>,
+) -> Option<ControlSocket> {
+    let path = settings.state_path.join(session::CONTROL_SOCKET);
+    let (metrics, state) = (Arc::clone(metrics), Arc::clone(state));
+    let bound = ControlSocket::bind(&path, move || {
+        let state = match state.load(Ordering::Relaxed) {
+            RUNNING => State::Running,
+            _ => State::Draining,
+        };
+        serde_json::to_string(&metrics.status(state)).unwrap_or_default()
+    });
+    match bound {
+        Ok(control) => Some(control),
+        Err(error) => {
+            let cause = format!("cannot listen at {}: {error}", path.display());
+            events::fallback("control socket", &cause, "status reads the ledger");
+            None
+        }
+    }
+}
+
+fn start_readers(
+    readers: usize,
+    shared: &Arc<ReaderShared>,
+    living: &Arc<AtomicUsize>,
+    sender: &Sender<Message>,
+) -> std::io::Result<&'static str> {
+    let (opened, engines) = channel();
+    for number in 0..readers {
+        let (shared, living) = (Arc::clone(shared), Arc::clone(living));
+        let (sender, opened) = (sender.clone(), opened.clone());
+        spawn(&format!("reader {number}"), move || {
+            // A ring belongs to the thread that made it.
+            let mut opened = Some(opened);
+            read_until_closed(&shared, &mut opened, &sender);
+            living.fetch_sub(1, Ordering::AcqRel);
+            let _ = sender.send(Message::ReaderEnded);
+        })?;
+    }
+    drop(opened);
+    let mut io = "uring";
+    let mut told = false;
+    while let Ok(fallback) = engines.recv() {
+        if let Some(cause) = fallback {
+            io = "sync";
+            if !told {
+                told = true;
+                events::fallback("io_uring", &cause, "plain system calls");
+            }
+        }
+    }
+    if shared.io == IoChoice::Sync {
+        io = "sync";
+    }
+    Ok(io)
+}
+
+/// Runs a reader; one that panics starts again after a rest. Its files are discovered again.
+fn read_until_closed(
+    shared: &Arc<ReaderShared>,
+    opened: &mut Option<Sender<Option<String>>>,
+    sender: &Sender<Message>,
+) {
+    loop {
+        let ran = catch_unwind(AssertUnwindSafe(|| -> Result<(), Failure> {
+            let fail = |error: &std::io::Error| Failure {
+                exit: Exit::Unavailable,
+                operation: "read through io_uring".into(),
+                path: None,
+                cause: error.to_string(),
+                remedy: "use --io auto or --io sync".into(),
+                suspect: false,
+            };
+            let (mut reader, fallback) =
+                Reader::new(Arc::clone(shared)).map_err(|error| fail(&error))?;
+            if let Some(opened) = opened.take() {
+                let _ = opened.send(fallback.map(|error| error.to_string()));
+            }
+            reader.run().map_err(|error| fail(&error))
+        }));
+        match ran {
+            Ok(Ok(())) => return,
+            Ok(Err(failure)) => {
+                opened.take();
+                let _ = sender.send(Message::Failed(failure));
+                return;
+            }
+            // The panic hook has told.
+            Err(_) => thread::sleep(PANIC_REST),
+        }
+    }
+}
+
+fn start_recorder(
+    mut recorder: Recorder<RealDisk, Lmdb>,
+    staged: Arc<Queue<Staged<Handle>>>,
+    sender: Sender<Message>,
+) -> std::io::Result<()> {
+    spawn("record", move || {
+        let ran = catch_unwind(AssertUnwindSafe(|| {
+            recorder.run(&staged).map(|()| Box::new(recorder))
+        }));
+        match ran {
+            Ok(ended) => {
+                let _ = sender.send(Message::Recorded(ended));
+            }
+            Err(_) => {
+                // Half a commit must not go on: recovery at the next start is what is proved.
+                crate::observe::log::flush();
+                std::process::abort();
+            }
+        }
+    })
+}
+
+fn watch_signals(sender: Sender<Message>) -> Result<(), Failure> {
+    use signal_hook::consts::{SIGINT, SIGTERM};
+    let failed = |error: std::io::Error| Failure {
+        exit: Exit::Unavailable,
+        operation: "handle signals".into(),
+        path: None,
+        cause: error.to_string(),
+        remedy: "let the process install signal handlers".into(),
+        suspect: false,
+    };
+    let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT]).map_err(failed)?;
+    spawn("signals", move || {
+        let mut asked = false;
+        for signal in signals.forever() {
+            if asked {
+                crate::observe::log::flush();
+                std::process::exit(128 + signal);
+            }
+            asked = true;
+            let name = if signal == SIGTERM { "SIGTERM" } else { "SIGINT" };
+            if sender.send(Message::Stop(name)).is_err() {
+                return;
+            }
+        }
+    })
+    .map_err(failed)
+}
+
+fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
+    thread::Builder::new().name(name.into()).spawn(run).map(drop)
+}
+
+fn place(locked: &session::Locked) -> Place<RealDisk> {
+    Place {
+        dir: Arc::clone(&locked.dir),
+        path: locked.path.clone(),
+    }
+}
+
+fn input_dirs(session: &Session) -> HashMap<SourceId, Arc<std::os::fd::OwnedFd>> {
+    session
+        .inputs
+        .iter()
+        .map(|input| (input.id, Arc::clone(&input.dir)))
+        .chain(session.former.iter().cloned())
+        .collect()
+}
+
+/// A staged file and its copy hold two descriptors, and there is a batch in the making, one in the queue and one parked.
+fn batch_files(wanted: usize, descriptors: u64) -> usize {
+    let files = descriptors.saturating_sub(SPARE_DESCRIPTORS) / 5;
+    wanted.min(files.max(16) as usize)
+}
+
+/// Raises the soft limit on descriptors to the hard one. Returns it.
+fn raise_descriptor_limit() -> u64 {
+    let limit = rustix::process::getrlimit(Resource::Nofile);
+    let wanted = Rlimit {
+        current: limit.maximum,
+        maximum: limit.maximum,
+    };
+    let _ = rustix::process::setrlimit(Resource::Nofile, wanted);
+    rustix::process::getrlimit(Resource::Nofile)
+        .current
+        .unwrap_or(u64::from(u32::MAX))
+}

@@ -17,4 +17,5 @@ pub mod io;
 pub mod ledger;
 pub mod observe;
 pub mod pipeline;
+pub mod session;
 pub mod settings;

@@ -1,1 +1,37 @@
-fn main(){}
+//! Arguments → settings → one command → exit code.
+
+use std::process::ExitCode;
+
+use ringest::cli::{self, Command};
+use ringest::failure::Failure;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    let command = match cli::parse() {
+        Ok(command) => command,
+        Err(error) => {
+            eprintln!("ringest: {error}");
+            return ExitCode::from(error.exit_code());
+        }
+    };
+    match command {
+        // `run` has said it in its log.
+        Command::Run(loaded) if !loaded.settings.dry_run => match cli::run::run(&loaded) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(failure) => ExitCode::from(failure.exit as u8),
+        },
+        Command::Run(loaded) => report(cli::run::run(&loaded).map(|()| ExitCode::SUCCESS)),
+        Command::Check { loaded, json } => cli::check::run(&loaded, json),
+        Command::Status { .. } | Command::Find { .. } | Command::Verify { .. } => ExitCode::SUCCESS,
+    }
+}
+
+/// Shows a failure to the person at the console.
+fn report(ended: Result<ExitCode, Failure>) -> ExitCode {
+    ended.unwrap_or_else(|failure| {
+        eprintln!("ringest: {failure}");
+        ExitCode::from(failure.exit as u8)
+    })
+}

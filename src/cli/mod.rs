@@ -2,5 +2,7 @@
 
 pub mod args;
 pub mod check;
+pub mod plan;
+pub mod run;
 
 pub use args::{Cli, Command, parse};

@@ -4,6 +4,8 @@
 pub mod clock;
 pub mod disk;
 pub mod lease;
+pub mod lease_keeper;
+pub mod lock;
 pub mod open;
 pub mod probe;
 pub mod read_engine;

@@ -48,6 +48,26 @@ pub fn root_dir(path: &Path) -> io::Result<OwnedFd> {
     )?)
 }
 
+/// Makes a directory and what is missing above it, each durable in its parent.
+pub fn make_dirs(path: &Path) -> io::Result<()> {
+    match std::fs::create_dir(path) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            make_dirs(path.parent().ok_or(error)?)?;
+            std::fs::create_dir(path)?;
+        }
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => return Ok(()),
+        Err(error) => return Err(error),
+    }
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    sync_dir(parent.unwrap_or(Path::new(".")))
+}
+
+/// Makes the names in a directory durable.
+pub fn sync_dir(path: &Path) -> io::Result<()> {
+    Ok(rustix::fs::fsync(root_dir(path)?)?)
+}
+
 fn open(root: impl AsFd, path: &OsStr, flags: OFlags) -> io::Result<OwnedFd> {
     // EAGAIN: a rename elsewhere made the kernel unsure whether we stayed beneath (or, for long, somebody's lease).
     for _ in 0..16 {

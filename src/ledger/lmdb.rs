@@ -126,7 +126,7 @@ impl From<Failure> for TxnError {
 impl Lmdb {
     /// Opens the ledger in `dir`, making it if it is not there.
     pub fn open(dir: &Path, durability: Durability) -> Result<Lmdb, Failure> {
-        std::fs::create_dir_all(dir)
+        crate::io::open::make_dirs(dir)
             .map_err(|error| Failure::io("make the ledger's directory", dir, &error))?;
         refuse_if_damaged(dir)?;
         let flags = match durability {
@@ -158,6 +158,9 @@ impl Lmdb {
         };
         ledger.keep_headroom()?;
         ledger.check_format()?;
+        // LMDB syncs its file, not the name of it.
+        crate::io::open::sync_dir(dir)
+            .map_err(|error| Failure::sync("sync the ledger's directory", dir, &error))?;
         Ok(ledger)
     }
 

@@ -1,1 +1,847 @@
-//! Discovery.
+//! Discovery: notices files, waits until they are finished, and hands them on.
+//!
+//! The staging directory itself is the durable queue. Everything here is a hint that may be dropped, as long as a scan
+//! follows; so all memory is bounded, and a full queue downstream simply stops the scan.
+
+pub mod scan;
+pub mod settle;
+mod watcher;
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap, VecDeque};
+use std::ffi::OsStr;
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags};
+use rustix::fs::{FileType, Timespec};
+
+use crate::failure::{Exit, Failure};
+use crate::io::{FileStat, clock, stat};
+use crate::observe::events;
+use crate::observe::metrics::{Count, Metrics, Stage};
+use crate::pipeline::queue::Queue;
+use crate::pipeline::read::sidecar_path;
+use crate::pipeline::record::KeptSet;
+use crate::pipeline::{Candidate, Fate, Input, Proof, Ticket, Verdicts, Waiting};
+use crate::settings::{IgnoreReason, Mode};
+
+use scan::{Entry as ScanEntry, Scan};
+use settle::{Rules, Seen, SeenBy, Step, Unsettled, held_open_rest};
+use watcher::{Report, Watcher};
+
+/// Files that are remembered while they settle. What comes beyond is dropped, and a scan finds it again.
+const ENTRIES_MAX: usize = 100_000;
+/// Directory entries looked at before events and timers have their turn again.
+const SCAN_SLICE: usize = 256;
+/// Settled files that may wait for room in the queue before the scan pauses.
+const READY_MAX: usize = 256;
+/// Time to the scan that makes up for dropped hints.
+const MAKE_UP_REST: Duration = Duration::from_millis(500);
+/// How often room in a full queue is looked for.
+const FULL_QUEUE_POLL: Duration = Duration::from_millis(1);
+/// How often a paused intake tries again.
+const PAUSE_REST: Duration = Duration::from_secs(1);
+/// With `--once`: how long a pause may last.
+const ONCE_PAUSE_MAX: Duration = Duration::from_secs(60);
+/// With `--once`: how long a file may change or be held open at least, before it is left.
+const ONCE_PATIENCE_MIN: Duration = Duration::from_secs(10);
+/// Longest rest of a file that cannot be read.
+const UNREADABLE_REST_MAX: Duration = Duration::from_secs(60);
+/// How often the age of the oldest file is worked out, and the end of `--once` looked for.
+const BOOKKEEPING_REST: Duration = Duration::from_millis(50);
+
+/// What the discoverer works with.
+pub struct DiscovererParts {
+    /// The staging directories.
+    pub inputs: Vec<Arc<Input>>,
+    /// Where settled files go.
+    pub candidates: Arc<Queue<Candidate>>,
+    /// What became of them.
+    pub verdicts: Arc<Verdicts>,
+    /// Files to leave alone.
+    pub kept: Arc<KeptSet>,
+    /// Numbers.
+    pub metrics: Arc<Metrics>,
+    /// Set to stop intake.
+    pub stop: Arc<AtomicBool>,
+    /// End when nothing more can settle.
+    pub once: bool,
+    /// Time between two scans.
+    pub rescan: Duration,
+}
+
+/// The discoverer.
+pub struct Discoverer {
+    parts: DiscovererParts,
+    watcher: Option<Watcher>,
+    entries: Vec<HashMap<Arc<Path>, Entry>>,
+    timers: BinaryHeap<Reverse<(Instant, usize, Arc<Path>)>>,
+    scans: VecDeque<Scan>,
+    ready: VecDeque<Candidate>,
+    in_flight: usize,
+    pending: Count,
+    next_rescan: Instant,
+    /// Set when a scan has to follow soon: hints were dropped.
+    make_up: bool,
+    pause: Option<Pause>,
+    /// With `--once`: whether the last look around has been taken.
+    looked_around: bool,
+    next_bookkeeping: Instant,
+}
+
+/// A file that was seen and has not left yet.
+#[derive(Debug)]
+struct Entry {
+    file: Unsettled,
+    state: State,
+    copy: bool,
+    proof: Proof,
+    tries: u32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// Looked at again at that time; `None`: when it is heard of, or at the next scan.
+    Waiting {
+        due: Option<Instant>,
+        why: Waiting,
+    },
+    /// Downstream. `again`: something happened to its name meanwhile.
+    InFlight { again: bool },
+}
+
+#[derive(Debug)]
+struct Pause {
+    since: Instant,
+    retry_at: Instant,
+}
+
+impl Discoverer {
+    /// A discoverer that has not looked yet. Directories are watched once [`Discoverer::run`] scans them.
+    pub fn new(parts: DiscovererParts) -> Discoverer {
+        let watcher = if parts.inputs.iter().any(|input| input.inotify) {
+            match Watcher::new() {
+                Ok(watcher) => Some(watcher),
+                Err(error) => {
+                    events::fallback("inotify", &error.to_string(), "rescans only");
+                    None
+                }
+            }
+        } else {
+            None
+        };
+        let now = Instant::now();
+        Discoverer {
+            watcher,
+            entries: parts.inputs.iter().map(|_| HashMap::new()).collect(),
+            timers: BinaryHeap::new(),
+            scans: VecDeque::new(),
+            ready: VecDeque::new(),
+            in_flight: 0,
+            pending: Count::default(),
+            next_rescan: now,
+            make_up: false,
+            pause: None,
+            looked_around: false,
+            next_bookkeeping: now,
+            parts,
+        }
+    }
+
+    /// Discovers until it is told to stop or, with `--once`, until nothing more can settle. Closes the queue.
+    pub fn run(&mut self) -> Result<(), Failure> {
+        let ended = self.discover();
+        self.ready.clear();
+        self.parts.candidates.close();
+        ended
+    }
+
+    fn discover(&mut self) -> Result<(), Failure> {
+        loop {
+            if self.parts.stop.load(Ordering::Acquire) {
+                return Ok(());
+            }
+            self.take_verdicts();
+            let quiet = !self.take_reports()?;
+            self.fire_timers();
+            self.begin_scans()?;
+            self.advance_scan();
+            self.hand_on();
+            self.keep_books();
+            if self.parts.once && quiet && self.is_done()? {
+                self.list_leftovers();
+                return Ok(());
+            }
+            self.wait();
+        }
+    }
+
+    // ---- what is heard ----
+
+    fn take_verdicts(&mut self) {
+        for (source, path, fate) in self.parts.verdicts.take() {
+            let position = self.parts.inputs.iter().position(|input| input.id == source);
+            if let Some(input) = position {
+                self.in_flight -= 1;
+                self.conclude(input, path, fate);
+            }
+        }
+    }
+
+    fn conclude(&mut self, input: usize, path: Arc<Path>, fate: Fate) {
+        let now = Instant::now();
+        let Some(entry) = self.entries[input].get_mut(&path) else {
+            return;
+        };
+        let again = matches!(entry.state, State::InFlight { again: true });
+        let size = entry.file.identity.size;
+        let mut look = |entry: &mut Entry, after: Duration, why| {
+            let due = now + after;
+            entry.state = State::Waiting {
+                due: Some(due),
+                why,
+            };
+            self.timers.push(Reverse((due, input, Arc::clone(&path))));
+        };
+        match fate {
+            Fate::Done => {
+                self.forget(input, &path);
+                self.resume();
+                if again {
+                    self.sight(input, &path, SeenBy::Finished, None);
+                }
+            }
+            Fate::Again { after, why } => {
+                let after = match why {
+                    Waiting::HeldOpen => after.max(held_open_rest(entry.tries)),
+                    Waiting::Unreadable => {
+                        (after * 2u32.saturating_pow(entry.tries)).min(UNREADABLE_REST_MAX)
+                    }
+                    _ => after,
+                };
+                entry.tries += 1;
+                look(entry, after, why);
+                let long = entry.tries > 4 && matches!(why, Waiting::HeldOpen);
+                if long {
+                    let path = self.parts.inputs[input].absolute(&path);
+                    events::file_waiting(&path, why.as_str());
+                }
+            }
+            Fate::NeedsInterval => {
+                entry.file.lease_refused = true;
+                look(entry, Duration::ZERO, Waiting::Still);
+            }
+            Fate::NeedsCopy => {
+                entry.copy = true;
+                let (identity, proof) = (entry.file.identity, entry.proof);
+                self.settled(input, path, identity, proof);
+            }
+            Fate::Withdrawn => {
+                self.withdrawn(input, &path, size);
+                if again {
+                    self.sight(input, &path, SeenBy::Finished, None);
+                }
+            }
+            Fate::Ignored(reason) => {
+                self.forget(input, &path);
+                events::file_ignored(&self.parts.inputs[input].absolute(&path), reason);
+            }
+            Fate::NoRoom(reason) => {
+                look(entry, PAUSE_REST, Waiting::Turn);
+                self.pause_intake(&reason, now);
+            }
+        }
+    }
+
+    fn take_reports(&mut self) -> Result<bool, Failure> {
+        let mut any = false;
+        // Bounded, so that a flood of events does not keep settled files from being handed on.
+        for _ in 0..16 {
+            let Some(watcher) = &mut self.watcher else {
+                break;
+            };
+            let mut reports = Vec::new();
+            let read = watcher.read(&mut reports).map_err(|error| {
+                Failure::io("read inotify events of", &self.first_input(), &error)
+            })?;
+            if !read {
+                break;
+            }
+            any = true;
+            for report in reports {
+                self.take_report(report)?;
+            }
+        }
+        Ok(any)
+    }
+
+    fn take_report(&mut self, report: Report) -> Result<(), Failure> {
+        match report {
+            Report::Lost => {
+                events::fallback("inotify", "its queue overflowed", "a scan finds what was missed");
+                self.make_up();
+            }
+            Report::RootGone { input } => self.check_root(input)?,
+            Report::Name {
+                input,
+                path,
+                directory: true,
+                ..
+            } => {
+                let root = &self.parts.inputs[input];
+                if root.settings.enters(&path) {
+                    // The scan watches first and lists then, so nothing that is made meanwhile is missed.
+                    let scan = Scan::new(input, Arc::clone(&root.dir), path);
+                    self.scans.push_back(scan);
+                }
+            }
+            Report::Name {
+                input, path, by, ..
+            } => self.sight(input, &path, by, None),
+        }
+        Ok(())
+    }
+
+    fn first_input(&self) -> PathBuf {
+        self.parts.inputs[0].settings.input.clone()
+    }
+
+    fn fire_timers(&mut self) {
+        let now = Instant::now();
+        while let Some(Reverse((due, _, _))) = self.timers.peek() {
+            if *due > now {
+                return;
+            }
+            let Some(Reverse((due, input, path))) = self.timers.pop() else {
+                return;
+            };
+            let state = self.entries[input].get(&path).map(|entry| entry.state);
+            // Others are timers of a time before.
+            if matches!(state, Some(State::Waiting { due: Some(at), .. }) if at == due) {
+                self.sight(input, &path, SeenBy::Timer, None);
+            }
+        }
+    }
+
+    // ---- what is looked at ----
+
+    fn begin_scans(&mut self) -> Result<(), Failure> {
+        let now = Instant::now();
+        if now < self.next_rescan || !self.scans.is_empty() {
+            return Ok(());
+        }
+        self.next_rescan = now + self.parts.rescan;
+        self.make_up = false;
+        for index in 0..self.parts.inputs.len() {
+            self.check_root(index)?;
+            let dir = Arc::clone(&self.parts.inputs[index].dir);
+            self.scans.push_back(Scan::new(index, dir, PathBuf::new()));
+            // Those that only a scan wakes may be gone by now, and a scan does not see what is gone.
+            let unheard: Vec<Arc<Path>> = self.entries[index]
+                .iter()
+                .filter(|(_, entry)| matches!(entry.state, State::Waiting { due: None, .. }))
+                .map(|(path, _)| Arc::clone(path))
+                .collect();
+            for path in unheard {
+                self.sight(index, &path, SeenBy::Timer, None);
+            }
+        }
+        Ok(())
+    }
+
+    /// Another directory under the input's name would never be looked at.
+    fn check_root(&self, index: usize) -> Result<(), Failure> {
+        let input = &self.parts.inputs[index];
+        let path = &input.settings.input;
+        let seen = rustix::fs::stat(path).map_err(io::Error::from);
+        match seen {
+            Ok(seen) if seen.st_ino == input.root.identity.inode => Ok(()),
+            Ok(_) => Err(Failure::new(
+                Exit::Io,
+                "go on watching",
+                path,
+                "another directory has taken its place",
+                "start ringest again to watch the new one",
+            )),
+            Err(error) => Err(Failure::io("go on watching", path, &error)),
+        }
+    }
+
+    fn advance_scan(&mut self) {
+        if self.pause.is_some() {
+            return;
+        }
+        for _ in 0..SCAN_SLICE {
+            if self.ready.len() >= READY_MAX || self.parts.candidates.is_full() {
+                return;
+            }
+            let Some(scan) = self.scans.front_mut() else {
+                return;
+            };
+            let input = scan.input;
+            match scan.next() {
+                None => {
+                    self.scans.pop_front();
+                }
+                Some(ScanEntry::Directory { path, fd }) => {
+                    if let (Some(watcher), true) =
+                        (&mut self.watcher, self.parts.inputs[input].inotify)
+                    {
+                        if let Err(error) = watcher.watch(input, &path, &fd) {
+                            let cause = format!(
+                                "cannot watch {}: {error}",
+                                self.parts.inputs[input].absolute(&path).display()
+                            );
+                            events::fallback("inotify", &cause, "rescans only");
+                        }
+                    }
+                }
+                Some(ScanEntry::Name { path, dir, kind }) => {
+                    if kind == FileType::Directory {
+                        if self.parts.inputs[input].settings.enters(&path) {
+                            scan.enter(path);
+                        }
+                    } else {
+                        self.sight(input, &path, SeenBy::Scan, Some(&dir));
+                    }
+                }
+                Some(ScanEntry::Failed { path, error }) => self.scan_failed(input, &path, &error),
+            }
+        }
+    }
+
+    fn scan_failed(&self, input: usize, path: &Path, error: &io::Error) {
+        use rustix::io::Errno;
+        let absolute = self.parts.inputs[input].absolute(path);
+        match Errno::from_io_error(error) {
+            Some(Errno::NOENT | Errno::NOTDIR) if !path.as_os_str().is_empty() => {}
+            Some(Errno::LOOP) => events::file_ignored(&absolute, "a symbolic link is on its path"),
+            Some(Errno::XDEV) => {
+                events::file_ignored(&absolute, "another filesystem is mounted there");
+            }
+            _ => events::file_failed(
+                &absolute,
+                "list",
+                &error.to_string(),
+                "let the user ringest runs as read and search this directory",
+            ),
+        }
+    }
+
+    /// Something was seen at a path. `dir` is the directory it is in, if that is open.
+    fn sight(
+        &mut self,
+        input: usize,
+        path: &Path,
+        by: SeenBy,
+        dir: Option<&Arc<std::os::fd::OwnedFd>>,
+    ) {
+        let root = Arc::clone(&self.parts.inputs[input]);
+        match root.settings.takes(path) {
+            Ok(()) => {}
+            Err(IgnoreReason::Sidecar) => return self.sight_sidecar(input, path, by),
+            Err(reason) => {
+                return events::file_ignored_quietly(&root.absolute(path), reason.as_str());
+            }
+        }
+        match self.entries[input].get_mut(path) {
+            Some(Entry {
+                state: State::InFlight { again },
+                ..
+            }) => {
+                *again |= by != SeenBy::Scan;
+                return;
+            }
+            // Its timer looks at it soon enough; a flood of events costs nothing.
+            Some(Entry {
+                state: State::Waiting { due: Some(_), .. },
+                ..
+            }) if root.settings.mode == Mode::Stability && by != SeenBy::Timer => return,
+            _ => {}
+        }
+        let seen = match dir {
+            Some(dir) => stat::stat_at(dir, path.file_name().unwrap_or(OsStr::new("."))),
+            None => stat::stat_at(&*root.dir, path.as_os_str()),
+        };
+        match seen {
+            Ok(Some(seen)) if seen.kind == FileType::RegularFile => {
+                self.settle(input, path, seen, by);
+            }
+            Ok(Some(seen)) => {
+                self.forget(input, path);
+                if let Some(what) = describe(seen.kind) {
+                    events::file_ignored(&root.absolute(path), what);
+                }
+            }
+            Ok(None) => {
+                if let Some(entry) = self.entries[input].get(path) {
+                    let size = entry.file.identity.size;
+                    self.withdrawn(input, path, size);
+                }
+            }
+            Err(error) => {
+                self.forget(input, path);
+                let remedy = "it stays in staging and is looked at again at the next scan";
+                events::file_failed(&root.absolute(path), "look at", &error.to_string(), remedy);
+            }
+        }
+    }
+
+    /// A sidecar speaks for its file.
+    fn sight_sidecar(&mut self, input: usize, path: &Path, by: SeenBy) {
+        let root = Arc::clone(&self.parts.inputs[input]);
+        let suffix = root.settings.sidecar_suffix.as_bytes();
+        let bytes = path.as_os_str().as_bytes();
+        let file = Path::new(OsStr::from_bytes(&bytes[..bytes.len() - suffix.len()]));
+        if file.file_name().is_none() {
+            return;
+        }
+        if by != SeenBy::Scan {
+            return self.sight(input, file, by, None);
+        }
+        // Its file has its own turn in the scan, if it is there.
+        let known = self.entries[input].contains_key(file);
+        let alone = !known && matches!(stat::stat_at(&*root.dir, file.as_os_str()), Ok(None));
+        let still_there = || matches!(stat::stat_at(&*root.dir, path.as_os_str()), Ok(Some(_)));
+        if alone && still_there() {
+            events::file_waiting(&root.absolute(path), "a sidecar without its file");
+        }
+    }
+
+    fn settle(&mut self, input: usize, path: &Path, seen: FileStat, by: SeenBy) {
+        let root = Arc::clone(&self.parts.inputs[input]);
+        if self.parts.kept.contains(root.id, path, &seen.identity) {
+            return self.forget(input, path);
+        }
+        let now = Instant::now();
+        let known = self.entries[input].contains_key(path);
+        if !known && !self.make_room(input) {
+            self.make_up();
+            return;
+        }
+        let age = clock::realtime().as_nanos() - seen.identity.ctime.as_nanos();
+        let seen = Seen {
+            identity: seen.identity,
+            links: seen.links,
+            age: u64::try_from(age).ok().map(Duration::from_nanos),
+            sidecar: root.settings.mode == Mode::Sidecar && self.has_sidecar(&root, path),
+        };
+        let rules = Rules {
+            mode: root.settings.mode,
+            stability: root.settings.stability,
+            empty: root.settings.empty,
+            leases: root.leases,
+        };
+        let shared: Arc<Path> = match self.entries[input].get_key_value(path) {
+            Some((known, _)) => Arc::clone(known),
+            None => path.into(),
+        };
+        let mut count = Count::default();
+        let entry = self.entries[input]
+            .entry(Arc::clone(&shared))
+            .or_insert_with(|| {
+                count = Count::file(seen.identity.size);
+                Entry {
+                    file: Unsettled::new(seen.identity, now),
+                    state: State::Waiting {
+                        due: None,
+                        why: Waiting::Turn,
+                    },
+                    copy: false,
+                    proof: Proof::Settled,
+                    tries: 0,
+                }
+            });
+        self.pending += count;
+        let size_before = entry.file.identity.size;
+        let (step, changed) = entry.file.step(&rules, &seen, by, now);
+        self.pending.bytes += seen.identity.size;
+        self.pending.bytes -= size_before;
+        if changed {
+            entry.tries = 0;
+        }
+        match step {
+            Step::Settled(proof) => self.settled(input, shared, seen.identity, proof),
+            Step::Look { after, why } => {
+                let due = after.map(|after| now + after);
+                entry.state = State::Waiting { due, why };
+                if let Some(due) = due {
+                    self.timers.push(Reverse((due, input, shared)));
+                }
+                let speaks = match why {
+                    Waiting::Still => changed,
+                    Waiting::HeldOpen | Waiting::Turn => false,
+                    Waiting::Links => due.is_none(),
+                    Waiting::Sidecar | Waiting::Empty | Waiting::Unreadable => true,
+                };
+                if speaks {
+                    events::file_waiting(&root.absolute(path), why.as_str());
+                }
+            }
+            Step::Leave(reason) => {
+                self.forget(input, path);
+                events::file_ignored(&root.absolute(path), reason);
+            }
+        }
+    }
+
+    fn has_sidecar(&self, root: &Input, path: &Path) -> bool {
+        let path = sidecar_path(path, &root.settings.sidecar_suffix);
+        match stat::stat_at(&*root.dir, path.as_os_str()) {
+            Ok(Some(seen)) => {
+                seen.kind == FileType::RegularFile
+                    && !self.parts.kept.contains(root.id, &path, &seen.identity)
+            }
+            _ => false,
+        }
+    }
+
+    fn settled(
+        &mut self,
+        input: usize,
+        path: Arc<Path>,
+        identity: crate::io::Identity,
+        proof: Proof,
+    ) {
+        let Some(entry) = self.entries[input].get_mut(&path) else {
+            return;
+        };
+        let now = Instant::now();
+        entry.state = State::InFlight { again: false };
+        entry.proof = proof;
+        self.in_flight += 1;
+        let root = Arc::clone(&self.parts.inputs[input]);
+        let took = now.saturating_duration_since(entry.file.first_seen);
+        self.parts.metrics.record(Stage::Settle, took);
+        self.ready.push_back(Candidate {
+            identity,
+            proof,
+            copy: entry.copy,
+            seen_at: entry.file.first_seen,
+            settled_at: now,
+            ticket: Ticket::new(root.id, path, Arc::clone(&self.parts.verdicts)),
+            input: root,
+        });
+    }
+
+    /// Hints were dropped: a scan finds what they were about.
+    fn make_up(&mut self) {
+        self.make_up = true;
+        self.next_rescan = self.next_rescan.min(Instant::now() + MAKE_UP_REST);
+    }
+
+    /// Room for one more file. Files that wait for nothing but a scan make place first.
+    fn make_room(&mut self, input: usize) -> bool {
+        let all: usize = self.entries.iter().map(HashMap::len).sum();
+        if all < ENTRIES_MAX {
+            return true;
+        }
+        let evictable = |entry: &Entry| matches!(entry.state, State::Waiting { due: None, .. });
+        let mut gone = Count::default();
+        self.entries[input].retain(|_, entry| {
+            let stays = !evictable(entry);
+            if !stays {
+                gone += Count::file(entry.file.identity.size);
+            }
+            stays
+        });
+        self.pending.files -= gone.files;
+        self.pending.bytes -= gone.bytes;
+        gone.files > 0
+    }
+
+    fn forget(&mut self, input: usize, path: &Path) {
+        if let Some(entry) = self.entries[input].remove(path) {
+            self.pending.files -= 1;
+            self.pending.bytes -= entry.file.identity.size;
+        }
+    }
+
+    fn withdrawn(&mut self, input: usize, path: &Path, size: u64) {
+        self.forget(input, path);
+        self.parts.metrics.withdrawn.add(Count::file(size));
+        let path = self.parts.inputs[input].absolute(path);
+        events::file_withdrawn(&path, "it is no longer in staging");
+    }
+
+    // ---- what is handed on ----
+
+    fn hand_on(&mut self) {
+        if let Some(pause) = &mut self.pause {
+            let now = Instant::now();
+            if now < pause.retry_at {
+                return;
+            }
+            // One file finds out whether there is room again.
+            pause.retry_at = now + PAUSE_REST;
+            if let Some(candidate) = self.ready.pop_front() {
+                if let Err(candidate) = self.parts.candidates.try_push(candidate) {
+                    self.ready.push_front(candidate);
+                }
+            }
+            return;
+        }
+        while let Some(candidate) = self.ready.pop_front() {
+            if let Err(candidate) = self.parts.candidates.try_push(candidate) {
+                self.ready.push_front(candidate);
+                return;
+            }
+        }
+    }
+
+    fn pause_intake(&mut self, reason: &str, now: Instant) {
+        if self.parts.metrics.pause(reason) {
+            events::intake_paused(reason);
+        }
+        let retry_at = now + PAUSE_REST;
+        self.pause
+            .get_or_insert(Pause {
+                since: now,
+                retry_at,
+            })
+            .retry_at = retry_at;
+    }
+
+    fn resume(&mut self) {
+        self.pause = None;
+        if self.parts.metrics.resume() {
+            events::intake_resumed();
+        }
+    }
+
+    // ---- the end of `--once` ----
+
+    fn is_done(&mut self) -> Result<bool, Failure> {
+        if let Some(pause) = &self.pause {
+            if pause.since.elapsed() >= ONCE_PAUSE_MAX {
+                return Err(Failure::new(
+                    Exit::Io,
+                    "take in files from",
+                    &self.first_input(),
+                    self.parts.metrics.pause_reason().unwrap_or_default(),
+                    "free space or raise the limit; nothing is lost, start again afterwards",
+                ));
+            }
+            return Ok(false);
+        }
+        let busy = !self.scans.is_empty() || !self.ready.is_empty() || self.in_flight > 0;
+        if busy || Instant::now() < self.next_bookkeeping {
+            return Ok(false);
+        }
+        let now = Instant::now();
+        self.next_bookkeeping = now + BOOKKEEPING_REST;
+        let stuck = self.entries.iter().enumerate().all(|(input, entries)| {
+            let stability = self.parts.inputs[input].settings.stability;
+            let patience = ONCE_PATIENCE_MIN.max(3 * stability);
+            entries.values().all(|entry| match entry.state {
+                State::InFlight { .. } => false,
+                State::Waiting { due: None, .. } => true,
+                State::Waiting { .. } => now - entry.file.first_seen > patience,
+            })
+        });
+        if !stuck {
+            return Ok(false);
+        }
+        // What came while the rest was worked on counts as present, also where nobody reports it.
+        let all_reported =
+            self.watcher.is_some() && self.parts.inputs.iter().all(|input| input.inotify);
+        if self.make_up || !(self.looked_around || all_reported) {
+            self.looked_around = true;
+            self.next_rescan = now;
+            return Ok(false);
+        }
+        Ok(true)
+    }
+
+    fn list_leftovers(&self) {
+        for (input, entries) in self.entries.iter().enumerate() {
+            for (path, entry) in entries {
+                if let State::Waiting { why, .. } = entry.state {
+                    let path = self.parts.inputs[input].absolute(path);
+                    events::leftover(&path, why.as_str());
+                }
+            }
+        }
+    }
+
+    // ---- waiting ----
+
+    fn keep_books(&mut self) {
+        let metrics = &self.parts.metrics;
+        if metrics.pending.get() != self.pending {
+            metrics.pending.set(self.pending);
+        }
+        let depth = self.parts.candidates.depth() as u64;
+        metrics.queue_depth.store(depth, Ordering::Relaxed);
+        if !self.parts.once {
+            let now = Instant::now();
+            if now >= self.next_bookkeeping {
+                self.next_bookkeeping = now + 20 * BOOKKEEPING_REST;
+                let entries = self.entries.iter().flat_map(HashMap::values);
+                metrics.set_oldest_pending(entries.map(|entry| entry.file.first_seen).min());
+            }
+        }
+    }
+
+    fn wait(&self) {
+        let timeout = self.time_to_wait();
+        if timeout == Some(Duration::ZERO) {
+            return;
+        }
+        let timeout = timeout.map(|timeout| Timespec {
+            tv_sec: timeout.as_secs() as i64,
+            tv_nsec: timeout.subsec_nanos().into(),
+        });
+        let bell = self.parts.verdicts.bell();
+        let bell = bell.as_fd();
+        let mut fds = vec![PollFd::new(&bell, PollFlags::IN)];
+        let inotify = self.watcher.as_ref().map(Watcher::fd);
+        if let Some(inotify) = &inotify {
+            fds.push(PollFd::new(inotify, PollFlags::IN));
+        }
+        // An error or a signal is as good as a wake-up.
+        let _ = rustix::event::poll(&mut fds, timeout.as_ref());
+    }
+
+    fn time_to_wait(&self) -> Option<Duration> {
+        let now = Instant::now();
+        let until = |at: Instant| at.saturating_duration_since(now);
+        let full = self.parts.candidates.is_full() || self.ready.len() >= READY_MAX;
+        if let Some(pause) = &self.pause {
+            return Some(until(pause.retry_at).max(FULL_QUEUE_POLL));
+        }
+        if !self.ready.is_empty() || (!self.scans.is_empty() && full) {
+            return Some(FULL_QUEUE_POLL);
+        }
+        if !self.scans.is_empty() {
+            return Some(Duration::ZERO);
+        }
+        let mut next = self.next_rescan;
+        if let Some(Reverse((due, _, _))) = self.timers.peek() {
+            next = next.min(*due);
+        }
+        if self.parts.once {
+            next = next.min(now + BOOKKEEPING_REST);
+        }
+        Some(until(next))
+    }
+}
+
+/// What something that is no regular file is. Directories are nothing odd.
+fn describe(kind: FileType) -> Option<&'static str> {
+    match kind {
+        FileType::Directory => None,
+        FileType::Symlink => Some("a symbolic link"),
+        FileType::Fifo => Some("a FIFO"),
+        FileType::Socket => Some("a socket"),
+        FileType::BlockDevice => Some("a block device"),
+        FileType::CharacterDevice => Some("a character device"),
+        _ => Some("not a regular file"),
+    }
+}

@@ -45,7 +45,6 @@ const CHANGED_REST: Duration = Duration::from_millis(20);
 const ERROR_REST: Duration = Duration::from_secs(1);
 
 /// What all readers share.
-#[derive(Debug)]
 pub struct ReaderShared {
     /// Where candidates come from.
     pub candidates: Arc<Queue<Candidate>>,
@@ -67,8 +66,8 @@ pub struct ReaderShared {
     pub stopping: Arc<std::sync::atomic::AtomicBool>,
     /// Latencies.
     pub metrics: Arc<Metrics>,
-    /// A sync that failed, for the main thread.
-    pub failed: Arc<Queue<Failure>>,
+    /// Takes a sync that failed to the main thread.
+    pub failed: Box<dyn Fn(Failure) + Send + Sync>,
 }
 
 /// A reader thread's state.
@@ -231,10 +230,10 @@ impl Reader {
         }
         let suspect = self.shared.suspect_until;
         if suspect.is_some_and(|until| before.identity.ctime <= until) {
-            self.shared.disk.forget_cached(&file).map_err(|error| {
-                let path = input.absolute(path);
-                Leave::Fatal(Failure::sync("sync before reading past the cache", &path, &error))
-            })?;
+            // The session synced the filesystem before intake began, so these pages are clean and can go.
+            let advice = rustix::fs::Advice::DontNeed;
+            rustix::fs::fadvise(&file, 0, None, advice)
+                .map_err(|error| Leave::Failed("drop the cache of", error.into()))?;
         }
         let copy = if input.copy || candidate.copy {
             let warehouse = &*self.shared.warehouse;
@@ -618,7 +617,7 @@ fn conclude(shared: &ReaderShared, candidate: Candidate, leave: Leave) {
         }
         Leave::Fatal(failure) => {
             drop(candidate);
-            let _ = shared.failed.try_push(failure);
+            (shared.failed)(failure);
         }
     }
 }

@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use crate::failure::{Exit, Failure};
 use crate::io::Disk;
-use crate::ledger::{Arrival, ContentKey, Ledger, Outcome, Placement, RecordState};
+use crate::ledger::{Arrival, ContentKey, Digest, Ledger, Outcome, Placement, RecordState};
 use crate::observe::events;
 use crate::pipeline::{Fate, Staged, Waiting, is_no_room};
-use crate::settings::{Dedupe, OnDuplicate};
+use crate::settings::{Dedupe, OnDuplicate, Source};
 
 use super::{BatchDirs, Item, Recorder, Root, layout};
 
@@ -40,7 +40,15 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
         dirs: &mut BatchDirs<D>,
         staged: Vec<Staged<D::File>>,
     ) -> Result<Vec<Item<D::File>>, Failure> {
-        let keys: Vec<Option<ContentKey>> = staged.iter().map(content_key).collect();
+        let keys: Vec<Option<ContentKey>> = staged
+            .iter()
+            .map(|staged| {
+                let candidate = &staged.candidate;
+                let size = staged.stat.identity.size;
+                content_key(&candidate.input.settings, candidate.path(), &staged.digest, size)
+                    .filter(|_| staged.finding.is_none())
+            })
+            .collect();
         let mut asked: Vec<ContentKey> = keys.iter().flatten().copied().collect();
         asked.sort_unstable();
         asked.dedup();
@@ -246,20 +254,15 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
     }
 }
 
-/// Under which key an arrival's content is known.
-fn content_key<File>(staged: &Staged<File>) -> Option<ContentKey> {
-    let settings = &staged.candidate.input.settings;
-    let path = staged.candidate.path();
-    if staged.finding.is_some() {
-        return None;
-    }
-    match settings.dedupe {
+/// Under which key the content of a file of `source` is known; `None` when every arrival is ingested.
+pub fn content_key(source: &Source, path: &Path, digest: &Digest, size: u64) -> Option<ContentKey> {
+    match source.dedupe {
         Dedupe::Off => None,
         // All empty files have the same content, which says nothing.
-        _ if staged.stat.identity.size == 0 => Some(ContentKey::with_name(&staged.digest, path)),
-        Dedupe::Global => Some(ContentKey::global(&staged.digest)),
-        Dedupe::Source => Some(ContentKey::within_source(&staged.digest, &settings.name)),
-        Dedupe::Name => Some(ContentKey::with_name(&staged.digest, path)),
+        _ if size == 0 => Some(ContentKey::with_name(digest, path)),
+        Dedupe::Global => Some(ContentKey::global(digest)),
+        Dedupe::Source => Some(ContentKey::within_source(digest, &source.name)),
+        Dedupe::Name => Some(ContentKey::with_name(digest, path)),
     }
 }
 

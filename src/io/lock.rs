@@ -1,0 +1,43 @@
+//! Makes two instances on the same directories impossible.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use rustix::fs::FlockOperation;
+use rustix::io::Errno;
+
+/// A killed process can hold its locks for some milliseconds, while its ring is torn down.
+const PATIENCE: Duration = Duration::from_secs(1);
+const RETRY_REST: Duration = Duration::from_millis(10);
+
+/// Opens a directory and locks it, for as long as the descriptor is open. `Ok(None)`: somebody else has it.
+pub fn lock_dir(path: &Path) -> io::Result<Option<OwnedFd>> {
+    let dir = super::open::root_dir(path)?;
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match rustix::fs::flock(&dir, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(Some(dir)),
+            Err(Errno::INTR) => {}
+            Err(Errno::WOULDBLOCK) if Instant::now() < deadline => std::thread::sleep(RETRY_REST),
+            Err(Errno::WOULDBLOCK) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_is_locked_once_and_free_again_when_it_is_let_go() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = lock_dir(dir.path()).unwrap();
+        assert!(first.is_some());
+        assert!(lock_dir(dir.path()).unwrap().is_none());
+        drop(first);
+        assert!(lock_dir(dir.path()).unwrap().is_some());
+    }
+}

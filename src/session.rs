@@ -1,0 +1,346 @@
+//! What a run holds from start to end: its directories, locked; its ledger; the proof that they belong together.
+
+use std::io::{self, Write};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags};
+use serde::{Deserialize, Serialize};
+
+use crate::failure::{Exit, Failure};
+use crate::io::{Timestamp, clock, lock, open, probe, stat};
+use crate::ledger::lmdb::Lmdb;
+use crate::ledger::{Ledger, Opening, SourceEntry, SourceId};
+use crate::observe::events;
+use crate::pipeline::Input;
+use crate::pipeline::record::layout;
+use crate::settings::{Durability, LeasePolicy, Settings};
+
+/// Directory of the ledger in the state directory.
+pub const LEDGER_DIR: &str = "ledger";
+/// Socket through which `status` asks, in the state directory.
+pub const CONTROL_SOCKET: &str = "control.sock";
+/// File in the state directory that says that the page cache is not to be trusted.
+const SUSPECT: &str = "suspect";
+
+/// A directory that is locked.
+pub struct Locked {
+    /// The directory.
+    pub dir: Arc<OwnedFd>,
+    /// Its path.
+    pub path: PathBuf,
+}
+
+/// Everything a run holds.
+pub struct Session {
+    /// Staging directories of this run.
+    pub inputs: Vec<Arc<Input>>,
+    /// Staging directories of earlier runs that unfinished work refers to, where they can be opened.
+    pub former: Vec<(SourceId, Arc<OwnedFd>)>,
+    /// All staging directories that the ledger knows.
+    pub sources: Vec<SourceEntry>,
+    /// The warehouse.
+    pub warehouse: Locked,
+    /// The manifests.
+    pub manifests: Locked,
+    /// Where the ledger stands.
+    pub opening: Opening,
+    /// Files whose ctime is not later are read past the cache.
+    pub suspect_until: Option<Timestamp>,
+    /// Whether one `syncfs` may stand for many `fsync`s on all of these filesystems.
+    pub syncfs: bool,
+    _state: Locked,
+}
+
+impl Session {
+    /// Makes what is missing, locks everything, opens the ledger and makes sure that warehouse and manifests are its own.
+    pub fn open(settings: &Settings) -> Result<(Session, Lmdb), Failure> {
+        let roles = settings
+            .sources
+            .iter()
+            .map(|source| (source.input.as_path(), "input"))
+            .chain([
+                (settings.warehouse.as_path(), "warehouse"),
+                (settings.manifests.as_path(), "manifests"),
+                (settings.state_path.as_path(), "state"),
+            ]);
+        // Missing directories cannot be locked by anybody; so locking comes first where there is something.
+        let missing: Vec<(&Path, &str)> = roles.filter(|(path, _)| !path.exists()).collect();
+        for (path, _) in &missing {
+            open::make_dirs(path)
+                .map_err(|error| config("make the directory", path, &error))?;
+        }
+        let state = lock(&settings.state_path)?;
+        let mut roots = Vec::new();
+        for source in &settings.sources {
+            roots.push(lock(&source.input)?);
+        }
+        let warehouse = lock(&settings.warehouse)?;
+        let manifests = lock(&settings.manifests)?;
+        for (path, role) in missing {
+            events::directory_made(path, role);
+        }
+
+        let mut ledger = Lmdb::open(&state.path.join(LEDGER_DIR), settings.durability)?;
+        let mut opening = ledger.open_session()?;
+        if opening.uuid.is_empty() {
+            let uuid = uuid::Uuid::new_v4().simple().to_string();
+            // A marker of another ledger must be seen before this one exists.
+            for place in [&warehouse, &manifests] {
+                if let Some(marker) = read_marker(place)? {
+                    return Err(foreign(place, &marker, "a ledger without a name"));
+                }
+            }
+            ledger.found(&uuid)?;
+            opening.uuid = uuid;
+        }
+        for place in [&warehouse, &manifests] {
+            claim(place, &opening, settings.durability)?;
+        }
+
+        let suspect_until = suspicion(&state, &opening)?;
+        let mut inputs = Vec::new();
+        let mut syncfs = !settings.disable.syncfs;
+        for place in [&warehouse, &manifests] {
+            syncfs &= trusts_syncfs(&place.path)?;
+        }
+        for (source, root) in settings.sources.iter().zip(roots) {
+            let id = ledger.source_id(&source.name, &source.input)?;
+            let failed = |error: io::Error| config("use the input", &source.input, &error);
+            let kind = probe::filesystem(&source.input).map_err(failed)?;
+            syncfs &= !kind.overlay && !kind.fuse;
+            // overlayfs does not see a writer whose mapping outlives its descriptor.
+            let leases = source.lease == LeasePolicy::Auto
+                && !settings.disable.lease
+                && !kind.network
+                && !kind.overlay;
+            inputs.push(Arc::new(Input {
+                id,
+                settings: source.clone(),
+                root: stat::stat_fd(&root.dir).map_err(failed)?,
+                dir: root.dir,
+                leases,
+                inotify: !settings.disable.inotify && !kind.network,
+                copy: !probe::rename_works(&source.input, &settings.warehouse).map_err(failed)?,
+            }));
+        }
+        let sources = ledger.sources()?;
+        let former = former_inputs(&sources, &inputs);
+        if suspect_until.is_some() && settings.durability == Durability::Full {
+            // What is dirty reaches the disk now, or the error shows now; later reads can then drop clean pages.
+            let roots = inputs.iter().map(|input| (&input.dir, &input.settings.input));
+            for (dir, path) in roots.chain([(&warehouse.dir, &warehouse.path)]) {
+                rustix::fs::syncfs(dir)
+                    .map_err(|error| Failure::sync("sync the filesystem of", path, &error.into()))?;
+            }
+        }
+        let session = Session {
+            inputs,
+            former,
+            sources,
+            warehouse,
+            manifests,
+            opening,
+            suspect_until,
+            syncfs,
+            _state: state,
+        };
+        Ok((session, ledger))
+    }
+}
+
+fn trusts_syncfs(path: &Path) -> Result<bool, Failure> {
+    let kind = probe::filesystem(path)
+        .map_err(|error| Failure::io("look at the filesystem of", path, &error))?;
+    Ok(!kind.overlay && !kind.fuse)
+}
+
+fn config(operation: &str, path: &Path, error: &io::Error) -> Failure {
+    Failure {
+        exit: Exit::Config,
+        ..Failure::io(operation, path, error)
+    }
+}
+
+fn lock(path: &Path) -> Result<Locked, Failure> {
+    match lock::lock_dir(path) {
+        Ok(Some(dir)) => Ok(Locked {
+            dir: Arc::new(dir),
+            path: path.to_path_buf(),
+        }),
+        Ok(None) => Err(Failure::new(
+            Exit::Busy,
+            "lock",
+            path,
+            "another ringest works on it",
+            "let that one finish or stop it, or use other directories",
+        )),
+        Err(error) => Err(config("open", path, &error)),
+    }
+}
+
+/// Staging directories of earlier settings: unfinished work may refer to them.
+fn former_inputs(
+    sources: &[SourceEntry],
+    inputs: &[Arc<Input>],
+) -> Vec<(SourceId, Arc<OwnedFd>)> {
+    sources
+        .iter()
+        .filter(|entry| inputs.iter().all(|input| input.id != entry.id))
+        .filter_map(|entry| {
+            // The same directory under another source name is open and locked already.
+            let open_already = inputs
+                .iter()
+                .find(|input| input.settings.input == entry.input)
+                .map(|input| Arc::clone(&input.dir));
+            let dir = open_already.or_else(|| open::root_dir(&entry.input).ok().map(Arc::new))?;
+            Some((entry.id, dir))
+        })
+        .collect()
+}
+
+// ---- markers ----
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Marker {
+    format: u32,
+    ledger: String,
+}
+
+fn read_marker(place: &Locked) -> Result<Option<String>, Failure> {
+    let path = place.path.join(layout::MARKER);
+    match std::fs::read(&path) {
+        Ok(bytes) => match serde_json::from_slice::<Marker>(&bytes) {
+            Ok(marker) => Ok(Some(marker.ledger)),
+            Err(error) => Err(Failure::new(
+                Exit::Config,
+                "read the marker",
+                &path,
+                error,
+                "it says which ledger the directory belongs to; restore it",
+            )),
+        },
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(Failure::io("read the marker", &path, &error)),
+    }
+}
+
+fn foreign(place: &Locked, marker: &str, own: &str) -> Failure {
+    Failure::new(
+        Exit::Config,
+        "use",
+        &place.path,
+        format!("it belongs to ledger {marker}, the state directory holds {own}"),
+        "name the state directory that goes with it (--state-path), or an empty directory",
+    )
+}
+
+/// Makes sure that a directory belongs to this ledger: by its marker, or, while nothing was ever recorded, by writing one.
+fn claim(place: &Locked, opening: &Opening, durability: Durability) -> Result<(), Failure> {
+    match read_marker(place)? {
+        Some(marker) if marker == opening.uuid => return Ok(()),
+        Some(marker) => {
+            return Err(foreign(place, &marker, &format!("ledger {}", opening.uuid)));
+        }
+        None if opening.next_seq > 1 => {
+            return Err(Failure::new(
+                Exit::Config,
+                "use",
+                &place.path,
+                format!(
+                    "the ledger has recorded {} arrivals, and this directory has no marker ({}): is its disk mounted?",
+                    opening.next_seq - 1,
+                    layout::MARKER
+                ),
+                "mount the disk, or name the directory that goes with this state (--warehouse, --manifests, --state-path)",
+            ));
+        }
+        None => {}
+    }
+    let path = place.path.join(layout::MARKER);
+    let write = || -> io::Result<()> {
+        let marker = Marker {
+            format: 1,
+            ledger: opening.uuid.clone(),
+        };
+        let temporary = format!("{}.{}", layout::MARKER, std::process::id());
+        let flags = OFlags::CREATE | OFlags::TRUNC | OFlags::WRONLY | OFlags::CLOEXEC;
+        let mode = Mode::from_raw_mode(0o644);
+        let mut file =
+            std::fs::File::from(rustix::fs::openat(&place.dir, &temporary, flags, mode)?);
+        serde_json::to_writer(&file, &marker)?;
+        file.write_all(b"\n")?;
+        if durability == Durability::Full {
+            file.sync_all()?;
+        }
+        let renamed = rustix::fs::renameat_with(
+            &place.dir,
+            &temporary,
+            &place.dir,
+            layout::MARKER,
+            RenameFlags::NOREPLACE,
+        );
+        if renamed.is_err() {
+            let _ = rustix::fs::unlinkat(&place.dir, &temporary, AtFlags::empty());
+        }
+        renamed?;
+        if durability == Durability::Full {
+            rustix::fs::fsync(&place.dir)?;
+        }
+        Ok(())
+    };
+    write().map_err(|error| config("write the marker", &path, &error))
+}
+
+// ---- suspicion ----
+
+/// Why the page cache may show what the disk does not hold: a sync failed, or nobody can tell whether one did. A reboot
+/// empties the cache.
+#[derive(Debug, Serialize, Deserialize)]
+struct Suspect {
+    boot_id: String,
+    seconds: i64,
+    nanos: u32,
+}
+
+fn boot_id() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
+        .map(|id| id.trim().to_string())
+        .unwrap_or_default()
+}
+
+fn suspicion(state: &Locked, opening: &Opening) -> Result<Option<Timestamp>, Failure> {
+    if !opening.clean {
+        raise_suspicion(&state.path);
+    }
+    let path = state.path.join(SUSPECT);
+    let Ok(bytes) = std::fs::read(&path) else {
+        // It could not be written either: then everything so far is suspect.
+        return Ok((!opening.clean).then(clock::realtime));
+    };
+    match serde_json::from_slice::<Suspect>(&bytes) {
+        Ok(suspect) if suspect.boot_id == boot_id() => Ok(Some(Timestamp {
+            seconds: suspect.seconds,
+            nanos: suspect.nanos,
+        })),
+        Ok(_) => {
+            std::fs::remove_file(&path)
+                .map_err(|error| Failure::io("remove", &path, &error))?;
+            Ok(None)
+        }
+        Err(_) => Ok(Some(clock::realtime())),
+    }
+}
+
+/// Notes that files as they are now are to be read past the cache. Best effort: the ledger's open session says it too.
+pub fn raise_suspicion(state_path: &Path) {
+    let now = clock::realtime();
+    let suspect = Suspect {
+        boot_id: boot_id(),
+        seconds: now.seconds,
+        nanos: now.nanos,
+    };
+    let path = state_path.join(SUSPECT);
+    let _ = serde_json::to_vec(&suspect).map(|bytes| std::fs::write(path, bytes));
+}
