@@ -272,8 +272,7 @@ impl Flow {
             recorder.close(serde_json::to_string(&numbers).unwrap_or_default())?;
         }
         let processed = self.metrics.processed();
-        let summary = self.reporter.final_summary();
-        events::summary(&summary);
+        self.reporter.final_summary();
         events::stopped(reason, processed.files, processed.bytes);
         outcome
     }

@@ -251,7 +251,13 @@ mod tests {
     #[test]
     fn a_line_has_the_documented_fields_in_order() {
         let line = line(&arrival(), "in", Path::new("/in"), Path::new("/wh"));
-        insta::assert_snapshot!(String::from_utf8(line).unwrap(), @"");
+        let expected = concat!(
+            r#"{"path":"/in/a/b.csv","sha256":"abababababababababababababababababababababababababababababababab","#,
+            r#""device":1,"inode":2,"size":3,"mtime":4,"warehouse_path":"/wh/ingest_date=2026-01-01/b.csv","#,
+            r#""seq":8,"source":"in","mtime_ns":4000000005,"ingested_at":"1970-01-01T00:00:00.000011Z"}"#,
+            "\n"
+        );
+        assert_eq!(String::from_utf8(line).unwrap(), expected);
     }
 
     #[test]
