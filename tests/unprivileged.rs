@@ -19,7 +19,7 @@ fn site_of_nobody(staging_mode: u32) -> Option<Site> {
     }
     // Not where the other tests run: cargo's directory may be out of nobody's reach.
     let site = Site::beneath(Path::new("/var/tmp"))
-        .as_user(NOBODY)
+        .run_by(NOBODY)
         .with(&["--stability-seconds", "0.3"]);
     fs::set_permissions(&site.staging, Permissions::from_mode(staging_mode)).expect("chmod");
     Some(site)

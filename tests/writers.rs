@@ -75,7 +75,7 @@ fn a_writer_that_never_lets_go_is_never_ingested_under_a_lease() {
     let mut held = File::create(site.staging.join("held.csv")).expect("create");
     let mut watching = site.start(&[]);
     for i in 0..100 {
-        write!(held, "{i},more\n").expect("write");
+        writeln!(held, "{i},more").expect("write");
         site.put(format!("{i}.csv"), format!("{i}"));
         if i % 20 == 0 {
             site.wait_for_line(&mut watching, &format!("{i}.csv"));
@@ -192,7 +192,10 @@ fn write_and_ingest(site: &Site, lease: Lease) {
         let may_be_gone = lease == Lease::Off && finished.taken_while_open;
         assert!(
             may_be_gone || everywhere.contains(&finished.digest),
-            "lost: {finished:?}"
+            "lost: {}, which {} held after cycle {}",
+            finished.digest,
+            finished.name,
+            finished.cycle
         );
     }
 }

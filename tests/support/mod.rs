@@ -40,7 +40,7 @@ pub fn skip(why: &str) {
     let test = thread.name().unwrap_or("test");
     assert!(
         std::env::var("RINGEST_TEST_REQUIRE_ALL").as_deref() != Ok("1"),
-        "would be skipped: {why}"
+        "cannot run here, and RINGEST_TEST_REQUIRE_ALL is set: {why}"
     );
     let _ = writeln!(std::io::stderr(), "skipped: {test}: {why}");
 }

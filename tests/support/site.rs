@@ -87,7 +87,7 @@ impl Site {
     }
 
     /// Runs everything as this user, without any further group, with a copy of the program that this user can reach.
-    pub fn as_user(mut self, user: u32) -> Site {
+    pub fn run_by(mut self, user: u32) -> Site {
         let binary = self.root.join("ringest");
         fs::copy(&self.binary, &binary).expect("copy the program");
         fs::set_permissions(&binary, Permissions::from_mode(0o755))
