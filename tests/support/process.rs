@@ -28,6 +28,17 @@ struct Log {
     more: Condvar,
 }
 
+impl Log {
+    /// The lines from number `seen` on; waits up to `limit` for the first.
+    fn after(&self, seen: usize, limit: Duration) -> Vec<String> {
+        let lines = self.lines.lock().expect("log");
+        let waited = self
+            .more
+            .wait_timeout_while(lines, limit, |lines| lines.len() <= seen);
+        waited.expect("log").0[seen..].to_vec()
+    }
+}
+
 impl Running {
     pub fn spawn(mut command: Command) -> Running {
         command
@@ -68,26 +79,24 @@ impl Running {
         let mut seen = 0;
         loop {
             let ended = self.has_ended();
-            {
-                let lines = self.log.lines.lock().expect("log");
-                for line in &lines[seen..] {
-                    if let Some(event) = event_of(line, name, path_suffix) {
-                        return event;
-                    }
-                }
-                seen = lines.len();
-                assert!(!ended, "ringest ended before event {name} {path_suffix:?}");
-                assert!(
-                    start.elapsed() < PATIENCE,
-                    "in vain waited for event {name} {path_suffix:?}"
-                );
-                drop(
-                    self.log
-                        .more
-                        .wait_timeout(lines, Duration::from_millis(50))
-                        .expect("log"),
-                );
+            // The lock is not held when this panics: the log is still to be printed.
+            let new = self.log.after(seen, Duration::from_millis(50));
+            seen += new.len();
+            let found = new
+                .iter()
+                .find_map(|line| event_of(line, name, path_suffix));
+            if let Some(event) = found {
+                return event;
             }
+            let waited_for = format!("event {name} {path_suffix:?}");
+            assert!(
+                !ended || !new.is_empty(),
+                "ringest ended before {waited_for}"
+            );
+            assert!(
+                start.elapsed() < PATIENCE,
+                "in vain waited for {waited_for}"
+            );
         }
     }
 
