@@ -1,0 +1,12 @@
+//! The way of a file from the staging directory to the warehouse and the manifest, seen from outside.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod duplicates;
+mod finding;
+mod formats;
+mod hostile;
+mod placing;
+mod settling;
+mod starting;

@@ -1,0 +1,173 @@
+//! ringest as an ordinary user, over files that somebody else owns: no leases, no links, perhaps no renames.
+
+mod support;
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::Path;
+
+use support::{Random, Site, is_root, sha256, skip, wait_until};
+
+/// The user of these tests: nobody.
+const NOBODY: u32 = 65534;
+
+/// A site that nobody runs in, and root drops files into. `None`, and skipped, if this is not root.
+fn site_of_nobody(staging_mode: u32) -> Option<Site> {
+    if !is_root() {
+        skip("only root can run ringest as another user");
+        return None;
+    }
+    // Not where the other tests run: cargo's directory may be out of nobody's reach.
+    let site = Site::beneath(Path::new("/var/tmp"))
+        .run_by(NOBODY)
+        .with(&["--stability-seconds", "0.3"]);
+    fs::set_permissions(&site.staging, Permissions::from_mode(staging_mode)).expect("chmod");
+    Some(site)
+}
+
+/// Writes a file that root owns and others may read.
+fn put_as_root(site: &Site, name: &str, content: &[u8]) {
+    let path = site.put(name, content);
+    fs::set_permissions(path, Permissions::from_mode(0o644)).expect("chmod");
+}
+
+#[test]
+fn the_files_of_another_user_are_ingested() {
+    let Some(site) = site_of_nobody(0o777) else {
+        return;
+    };
+    let mut random = Random::new();
+    let contents: Vec<Vec<u8>> = (0..50).map(|i| random.bytes(i * 997 + 8)).collect();
+    for (i, content) in contents.iter().enumerate() {
+        put_as_root(&site, &format!("{i}.csv"), content);
+    }
+    put_as_root(&site, "the same as 7.csv", &contents[7]);
+    site.run_once(&[]);
+    for (i, content) in contents.iter().enumerate().filter(|(i, _)| *i != 7) {
+        assert_eq!(site.line(&format!("{i}.csv")).sha256(), sha256(content));
+    }
+    assert_eq!(site.manifest().len(), contents.len());
+    assert_eq!(site.duplicates().len(), 1);
+    site.assert_sound();
+}
+
+#[test]
+fn a_watching_run_takes_the_files_of_another_user() {
+    for mode in ["stability", "closed"] {
+        let Some(site) = site_of_nobody(0o777) else {
+            return;
+        };
+        let mut watching = site.start(&["--mode", mode]);
+        watching.wait_for_event("started", "");
+        for i in 0..20 {
+            put_as_root(
+                &site,
+                &format!("{i}.csv.tmp"),
+                format!("{mode} {i}").as_bytes(),
+            );
+            fs::rename(
+                site.staging.join(format!("{i}.csv.tmp")),
+                site.staging.join(format!("{i}.csv")),
+            )
+            .expect("rename");
+        }
+        site.wait_for_lines(&mut watching, 20);
+        watching.terminate();
+        site.assert_sound();
+    }
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_named_and_stops_nothing() {
+    let Some(site) = site_of_nobody(0o777) else {
+        return;
+    };
+    let secret = site.put("secret.csv", "secret");
+    fs::set_permissions(&secret, Permissions::from_mode(0o600)).expect("chmod");
+    put_as_root(&site, "open.csv", b"open");
+    let ended = site.run_once(&[]);
+    assert!(
+        !ended.events_about("/secret.csv").is_empty(),
+        "nothing about secret.csv: {ended}"
+    );
+    assert_eq!(site.line("open.csv").sha256(), sha256(b"open"));
+    assert_eq!(site.manifest().len(), 1);
+    assert!(secret.exists());
+
+    fs::set_permissions(&secret, Permissions::from_mode(0o644)).expect("chmod");
+    site.run_once(&[]);
+    assert_eq!(site.line("secret.csv").sha256(), sha256(b"secret"));
+    site.assert_sound();
+}
+
+#[test]
+fn an_unreadable_file_is_tried_again_while_watching() {
+    let Some(site) = site_of_nobody(0o777) else {
+        return;
+    };
+    let mut watching = site.start(&["--rescan-seconds", "1"]);
+    watching.wait_for_event("started", "");
+    let secret = site.put("secret.csv", "secret");
+    fs::set_permissions(&secret, Permissions::from_mode(0o600)).expect("chmod");
+    wait_until("the log names it", || {
+        watching
+            .log()
+            .iter()
+            .any(|line| line.contains("secret.csv"))
+    });
+    fs::set_permissions(&secret, Permissions::from_mode(0o644)).expect("chmod");
+    site.wait_for_line(&mut watching, "secret.csv");
+    watching.terminate();
+    site.assert_sound();
+}
+
+#[test]
+fn what_cannot_be_removed_is_ingested_once_and_kept() {
+    // Sticky: only the owner may rename or remove a file.
+    let Some(site) = site_of_nobody(0o1777) else {
+        return;
+    };
+    put_as_root(&site, "a.csv", b"not yours to remove");
+    put_as_root(&site, "b.csv", b"nor this");
+    put_as_root(&site, "the same as b.csv", b"nor this");
+    site.run_once(&[]);
+    assert_eq!(site.manifest().len(), 2);
+    site.assert_agrees();
+
+    let again = site.run_once(&[]);
+    assert_eq!(again.events("file_ingested", "").len(), 0, "{again}");
+    assert_eq!(again.events("file_duplicate", "").len(), 0, "{again}");
+    let lines = site.assert_agrees();
+    assert_eq!(lines.len(), 2);
+    for name in ["a.csv", "b.csv", "the same as b.csv"] {
+        assert!(site.staging.join(name).exists(), "{name} is gone");
+    }
+    for line in &lines {
+        // A copy, since the name could not be moved: it belongs to whoever made it.
+        assert_eq!(fs::metadata(line.placed()).expect("placed").uid(), NOBODY);
+    }
+
+    // A file that root puts in its place is another file.
+    fs::remove_file(site.staging.join("a.csv")).expect("remove");
+    put_as_root(&site, "a.csv", b"a new one");
+    site.run_once(&[]);
+    assert_eq!(site.manifest().len(), 3);
+    site.assert_agrees();
+}
+
+#[test]
+fn a_directory_that_cannot_be_written_ends_with_78_and_its_name() {
+    let Some(site) = site_of_nobody(0o777) else {
+        return;
+    };
+    for directory in [&site.warehouse, &site.manifests, &site.state] {
+        fs::create_dir(directory).expect("mkdir, as root");
+        fs::set_permissions(directory, Permissions::from_mode(0o755)).expect("chmod");
+        site.try_once(&[]).with_code(78).naming(directory);
+        std::os::unix::fs::chown(directory, Some(NOBODY), Some(NOBODY)).expect("give it away");
+    }
+    put_as_root(&site, "a.csv", b"now it works");
+    site.run_once(&[]);
+    assert_eq!(site.manifest().len(), 1);
+    site.assert_sound();
+}
