@@ -396,23 +396,15 @@ impl Pair {
     }
 }
 
+/// What is missing will be made in the nearest directory above it, so that one is asked.
 fn way(input: &Path, warehouse: &Path) -> io::Result<Way> {
     let (from, to) = (nearest_existing(input)?, nearest_existing(warehouse)?);
-    if (from, to) == (input, warehouse) {
-        return Ok(if probe::rename_works(input, warehouse)? {
-            Way::Rename
-        } else {
-            Way::Copy
-        });
+    match probe::rename_works(from, to) {
+        Ok(true) => Ok(Way::Rename),
+        Ok(false) => Ok(Way::Copy),
+        Err(_) if (from, to) != (input, warehouse) => Ok(Way::Unknown),
+        Err(error) => Err(error),
     }
-    // Both will be made in one directory, so nothing can come between them.
-    let identity = |path| fs::metadata(path).map(|found| (found.dev(), found.ino()));
-    let both_are_made = from != input && to != warehouse;
-    Ok(if both_are_made && identity(from)? == identity(to)? {
-        Way::Rename
-    } else {
-        Way::Unknown
-    })
 }
 
 impl Ability {

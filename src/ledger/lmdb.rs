@@ -166,6 +166,19 @@ impl Lmdb {
 
     /// Opens the ledger in `dir` for reading only, also beside a running instance.
     pub fn open_read_only(dir: &Path) -> Result<Lmdb, Failure> {
+        Lmdb::open_to_read(dir, EnvFlags::READ_ONLY)
+    }
+
+    /// Opens the ledger in `dir` for reading only and, unless an instance is `running` whose writes have to be kept off,
+    /// without even entering itself in LMDB's table of readers.
+    pub fn open_untouched(dir: &Path, running: bool) -> Result<Lmdb, Failure> {
+        match running {
+            true => Lmdb::open_to_read(dir, EnvFlags::READ_ONLY),
+            false => Lmdb::open_to_read(dir, EnvFlags::READ_ONLY | EnvFlags::NO_LOCK),
+        }
+    }
+
+    fn open_to_read(dir: &Path, flags: EnvFlags) -> Result<Lmdb, Failure> {
         if !dir.join("data.mdb").exists() {
             return Err(Failure::new(
                 Exit::Config,
@@ -176,7 +189,7 @@ impl Lmdb {
             ));
         }
         refuse_if_damaged(dir)?;
-        let env = open_env(dir, EnvFlags::READ_ONLY)?;
+        let env = open_env(dir, flags)?;
         let open = || -> Result<Option<Tables>, heed::Error> {
             let txn = env.read_txn()?;
             let mut list = Vec::new();
