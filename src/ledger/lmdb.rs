@@ -18,8 +18,8 @@ use crate::settings::Durability;
 
 use super::schema::{Value, lines_key, owed_key};
 use super::{
-    Arrival, Commit, ContentKey, Kept, Ledger, ManifestEnd, Opening, Owed, PendingLines, Record,
-    RecordState, SourceEntry, SourceId,
+    Arrival, Commit, ContentKey, Kept, Ledger, ManifestEnd, Opening, Owed, OwedKind, PendingLines,
+    Record, RecordState, SourceEntry, SourceId,
 };
 
 /// Version of the tables as a whole.
@@ -103,6 +103,27 @@ pub struct ManifestEnds {
     pub assigned: Option<ManifestEnd>,
     /// The end that is known to be durable.
     pub synced: Option<ManifestEnd>,
+}
+
+/// One moment of the ledger, for `verify`. Records up to `recorded_to` never change again.
+#[derive(Debug)]
+pub struct Snapshot {
+    /// The ledger's own name; `None` before it was named.
+    pub uuid: Option<String>,
+    /// Whether the last session ended by itself; false while one runs.
+    pub clean: bool,
+    /// One past the last sequence number given out.
+    pub next_seq: u64,
+    /// The last sequence number with a record, 0 before the first.
+    pub recorded_to: u64,
+    /// Files and bytes of these records.
+    pub totals: Totals,
+    /// Number of content keys.
+    pub content_keys: u64,
+    /// Manifest lines from here on are promised and not known to be written.
+    pub pending_from: Option<ManifestEnd>,
+    /// Open intents, in order.
+    pub intents: Vec<Arrival>,
 }
 
 /// What went wrong inside a transaction.
@@ -292,11 +313,7 @@ impl Lmdb {
 
     fn meta<V: Value>(&self, name: &[u8]) -> Result<Option<V>, Failure> {
         self.read("read the ledger in", |txn, tables| {
-            Ok(tables
-                .meta
-                .get(txn, name)?
-                .map(|bytes| decode(&self.dir, "meta", bytes))
-                .transpose()?)
+            self.meta_in(txn, tables, name)
         })
     }
 
@@ -427,6 +444,62 @@ impl Lmdb {
                 .map(|bytes| decode(&self.dir, "records", bytes))
                 .transpose()?)
         })
+    }
+
+    /// Whether this work is still owed.
+    pub fn owes(&self, seq: u64, kind: OwedKind) -> Result<bool, Failure> {
+        self.read("read the ledger in", |txn, tables| {
+            Ok(tables.owed.get(txn, &owed_key(seq, kind))?.is_some())
+        })
+    }
+
+    /// Everything that must agree with one another, read in one transaction.
+    pub fn snapshot(&self) -> Result<Snapshot, Failure> {
+        self.read("read the ledger in", |txn, tables| {
+            let number = |name| self.meta_in::<u64>(txn, tables, name);
+            let totals = self.meta_in::<String>(txn, tables, meta::TOTALS)?;
+            let recorded_to = match tables.records.last(txn)? {
+                Some((key, _)) => seq_value(&self.dir, key)?,
+                None => 0,
+            };
+            let pending_from = match tables.lines.first(txn)? {
+                Some((_, bytes)) => {
+                    let lines: PendingLines = decode(&self.dir, "lines", bytes)?;
+                    let (hour, offset) = (lines.hour, lines.offset);
+                    Some(ManifestEnd { hour, offset })
+                }
+                None => None,
+            };
+            let mut intents = Vec::new();
+            for entry in tables.intents.iter(txn)? {
+                intents.push(decode(&self.dir, "intents", entry?.1)?);
+            }
+            Ok(Snapshot {
+                uuid: self.meta_in(txn, tables, meta::UUID)?,
+                clean: number(meta::CLEAN)?.unwrap_or(1) == 1,
+                next_seq: number(meta::NEXT_SEQ)?.unwrap_or(1),
+                recorded_to,
+                totals: totals
+                    .and_then(|json| serde_json::from_str(&json).ok())
+                    .unwrap_or_default(),
+                content_keys: tables.content.len(txn)?,
+                pending_from,
+                intents,
+            })
+        })
+    }
+
+    fn meta_in<V: Value>(
+        &self,
+        txn: &RoTxn<'_, WithoutTls>,
+        tables: &Tables,
+        name: &[u8],
+    ) -> Result<Option<V>, TxnError> {
+        Ok(tables
+            .meta
+            .get(txn, name)?
+            .map(|bytes| decode(&self.dir, "meta", bytes))
+            .transpose()?)
     }
 
     fn all<V: Value>(

@@ -29,6 +29,7 @@ use crate::pipeline::{Fate, Staged};
 use dirs::Dirs;
 use manifest::ManifestWriter;
 
+pub use place::CHANGED_RULE;
 pub use recover::Recovery;
 
 /// Files that stay in staging and are not read again, by fingerprint. Shared with the discoverer.

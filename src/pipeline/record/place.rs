@@ -18,7 +18,7 @@ use super::classify::{fate_of, is_absent};
 use super::{BatchDirs, Item, Recorder, Root, layout};
 
 /// Rule of a file that changed after it was placed and whose own name is taken.
-pub(super) const CHANGED_RULE: &str = "changed_after_placement";
+pub const CHANGED_RULE: &str = "changed_after_placement";
 
 /// How long a file rests that a writer came back to.
 const CHANGED_REST: Duration = Duration::from_millis(50);
