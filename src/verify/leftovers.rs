@@ -167,7 +167,8 @@ pub fn staging(ledger: &Lmdb, snapshot: &Snapshot, report: &mut Report) -> Resul
             }
             None => false,
         };
-        if !owed {
+        // It may have gone meanwhile.
+        if !owed && std::fs::symlink_metadata(&path).is_ok() {
             let seq = leaving.map(|(seq, _)| seq);
             let message = "it is a file on its way out that nothing in the ledger waits for";
             report.add(Kind::Leftover, Some(path), seq, message.into());

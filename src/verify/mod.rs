@@ -147,16 +147,20 @@ impl Report {
 
 /// Compares everything. Mismatches are in the report; a failure is a ledger that cannot be read.
 pub fn verify(ledger: &Lmdb, scope: Scope<'_>) -> Result<Report, Failure> {
-    let snapshot = ledger.snapshot()?;
-    let mut report = Report::default();
-    let check_warehouse = root_is_ours(&mut report, &snapshot, scope.warehouse);
-    let check_manifests = root_is_ours(&mut report, &snapshot, scope.manifests);
+    verify_at(ledger, scope, &ledger.snapshot()?)
+}
 
-    let mut sequence = Sequence::new(&snapshot);
+/// Compares everything with this moment of the ledger, which may have gone on since.
+fn verify_at(ledger: &Lmdb, scope: Scope<'_>, snapshot: &Snapshot) -> Result<Report, Failure> {
+    let mut report = Report::default();
+    let check_warehouse = root_is_ours(&mut report, snapshot, scope.warehouse);
+    let check_manifests = root_is_ours(&mut report, snapshot, scope.manifests);
+
+    let mut sequence = Sequence::new(snapshot);
     let mut totals = Totals::default();
     let mut content = Content::default();
-    let mut files = warehouse::Files::new(ledger, scope, &snapshot)?;
-    let mut lines = manifest::Lines::new(ledger, scope.manifests, &snapshot);
+    let mut files = warehouse::Files::new(ledger, scope, snapshot);
+    let mut lines = manifest::Lines::new(ledger, scope.manifests, snapshot);
 
     let mut next = 1;
     while next <= snapshot.recorded_to {
@@ -164,7 +168,7 @@ pub fn verify(ledger: &Lmdb, scope: Scope<'_>) -> Result<Report, Failure> {
         records.retain(|record| record.seq <= snapshot.recorded_to);
         let Some(last) = records.last() else { break };
         next = last.seq + 1;
-        content.check(ledger, &snapshot, &records, &mut report)?;
+        content.check(ledger, snapshot, &records, &mut report)?;
         for record in &records {
             report.records += 1;
             sequence.check(record.seq, &mut report);
@@ -183,17 +187,17 @@ pub fn verify(ledger: &Lmdb, scope: Scope<'_>) -> Result<Report, Failure> {
     }
 
     sequence.finish(&mut report);
-    content.finish(&snapshot, &mut report);
-    compare_totals(&snapshot, &totals, &mut report);
+    content.finish(snapshot, &mut report);
+    compare_totals(snapshot, &totals, &mut report);
     if check_manifests {
         lines.finish(&mut report)?;
-        leftovers::manifests(ledger, scope, &snapshot, lines.seen(), &mut report)?;
+        leftovers::manifests(ledger, scope, snapshot, lines.seen(), &mut report)?;
     }
     if check_warehouse {
-        leftovers::warehouse(ledger, scope, &snapshot, files.names(), &mut report)?;
+        leftovers::warehouse(ledger, scope, snapshot, files.names(), &mut report)?;
     }
     if !scope.running {
-        leftovers::staging(ledger, &snapshot, &mut report)?;
+        leftovers::staging(ledger, snapshot, &mut report)?;
     }
     Ok(report)
 }

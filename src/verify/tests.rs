@@ -653,3 +653,41 @@ fn only_the_first_thousand_findings_are_kept_and_all_are_counted() {
     let report = site.verify_as(false, false);
     assert_eq!((report.findings.len(), report.mismatches), (1_000, 5_000));
 }
+
+/// What a running instance does between the snapshot and the look at the disk.
+#[test]
+fn a_ledger_that_went_on_since_the_snapshot_is_sound() {
+    let mut site = Site::new();
+    site.set_clean(false);
+    let leaving = site.ingested(11, NOON + HOUR);
+    site.ledger.commit_intents(&[leaving.clone()], 12).unwrap();
+    let snapshot = site.ledger.snapshot().unwrap();
+
+    site.record(leaving); // An intent that becomes a record,
+    site.record(site.duplicate(12, 11));
+    site.record(site.ingested(13, NOON + 2 * HOUR)); // a manifest that begins,
+    let again = site.arrival(14, 3, Path::new(""), Outcome::Ingest, NOON + 2 * HOUR);
+    site.place(&again, 3);
+    let lines = site.commit(again).unwrap(); // content that is brought again,
+    site.write(&lines);
+    let intent = site.ingested(15, NOON + 2 * HOUR);
+    site.place(&intent, 15);
+    site.ledger.commit_intents(&[intent], 16).unwrap(); // and a file in the middle of it.
+
+    let scope = Scope {
+        warehouse: &site.warehouse(),
+        manifests: &site.manifests(),
+        deep: true,
+        running: true,
+    };
+    let report = verify_at(&site.ledger, scope, &snapshot).unwrap();
+    assert_eq!(report.findings, []);
+    assert_eq!(report.records, 10);
+    assert_eq!(report.manifest_lines, 8, "the newer line of that hour too");
+
+    let orphan = site.warehouse().join("orphan");
+    fs::write(&orphan, "x").unwrap();
+    let report = verify_at(&site.ledger, scope, &snapshot).unwrap();
+    assert_eq!(report.findings.len(), 1, "{:?}", report.findings);
+    assert_eq!(report.findings[0].path, Some(orphan));
+}

@@ -31,23 +31,19 @@ pub struct Files<'a> {
 
 impl<'a> Files<'a> {
     /// A check that knows the names of open intents already.
-    pub fn new(
-        ledger: &'a Lmdb,
-        scope: Scope<'a>,
-        snapshot: &Snapshot,
-    ) -> Result<Files<'a>, Failure> {
+    pub fn new(ledger: &'a Lmdb, scope: Scope<'a>, snapshot: &Snapshot) -> Files<'a> {
         let mut names = Names::default();
         for intent in &snapshot.intents {
             names.add_intent(intent);
         }
-        Ok(Files {
+        Files {
             ledger,
             scope,
             // What is missing was reported by its marker.
             root: crate::io::open::root_dir(scope.warehouse).ok(),
             names,
             buffer: vec![0; if scope.deep { BUFFER_BYTES } else { 0 }],
-        })
+        }
     }
 
     /// The names of all files that were checked, and of those that are being placed.
