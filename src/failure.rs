@@ -65,7 +65,9 @@ impl Failure {
                 "free space on this filesystem; nothing was lost, start again afterwards"
             }
             io::ErrorKind::NotFound => "check that the path exists and its filesystem is mounted",
-            _ => "check the device (dmesg) and the mount, then start again: recovery takes it from here",
+            _ => {
+                "check the device (dmesg) and the mount, then start again: recovery takes it from here"
+            }
         };
         Failure::new(Exit::Io, operation, path, error, remedy)
     }

@@ -10,9 +10,9 @@
 
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -424,7 +424,11 @@ fn watch_signals(sender: Sender<Message>) -> Result<(), Failure> {
                 std::process::exit(128 + signal);
             }
             asked = true;
-            let name = if signal == SIGTERM { "SIGTERM" } else { "SIGINT" };
+            let name = if signal == SIGTERM {
+                "SIGTERM"
+            } else {
+                "SIGINT"
+            };
             if sender.send(Message::Stop(name)).is_err() {
                 return;
             }
@@ -434,7 +438,10 @@ fn watch_signals(sender: Sender<Message>) -> Result<(), Failure> {
 }
 
 fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
-    thread::Builder::new().name(name.into()).spawn(run).map(drop)
+    thread::Builder::new()
+        .name(name.into())
+        .spawn(run)
+        .map(drop)
 }
 
 fn place(locked: &session::Locked) -> Place<RealDisk> {

@@ -8,7 +8,8 @@
 //! ```
 //!
 //! In reading order: [`settings`] says what to do, [`ingestor`] wires the threads, [`pipeline`] is the way of a file,
-//! [`ledger`] the truth about it, [`io`] the door to the kernel, [`observe`] what is seen from outside.
+//! [`ledger`] the truth about it, [`io`] the door to the kernel, [`observe`] what is seen from outside,
+//! [`verify`] the check that ledger, manifests and warehouse agree.
 
 pub mod cli;
 pub mod failure;
@@ -19,3 +20,4 @@ pub mod observe;
 pub mod pipeline;
 pub mod session;
 pub mod settings;
+pub mod verify;

@@ -24,7 +24,13 @@ fn main() -> ExitCode {
         },
         Command::Run(loaded) => report(cli::run::run(&loaded).map(|()| ExitCode::SUCCESS)),
         Command::Check { loaded, json } => cli::check::run(&loaded, json),
-        Command::Status { .. } | Command::Find { .. } | Command::Verify { .. } => ExitCode::SUCCESS,
+        Command::Status { loaded, json } => report(cli::status::run(&loaded, json)),
+        Command::Find {
+            loaded,
+            query,
+            json,
+        } => report(cli::find::run(&loaded, &query, json)),
+        Command::Verify { loaded, deep, json } => report(cli::verify::run(&loaded, deep, json)),
     }
 }
 

@@ -68,8 +68,7 @@ impl Session {
         // Missing directories cannot be locked by anybody; so locking comes first where there is something.
         let missing: Vec<(&Path, &str)> = roles.filter(|(path, _)| !path.exists()).collect();
         for (path, _) in &missing {
-            open::make_dirs(path)
-                .map_err(|error| config("make the directory", path, &error))?;
+            open::make_dirs(path).map_err(|error| config("make the directory", path, &error))?;
         }
         let state = lock(&settings.state_path)?;
         let mut roots = Vec::new();
@@ -129,10 +128,13 @@ impl Session {
         let former = former_inputs(&sources, &inputs);
         if suspect_until.is_some() && settings.durability == Durability::Full {
             // What is dirty reaches the disk now, or the error shows now; later reads can then drop clean pages.
-            let roots = inputs.iter().map(|input| (&input.dir, &input.settings.input));
+            let roots = inputs
+                .iter()
+                .map(|input| (&input.dir, &input.settings.input));
             for (dir, path) in roots.chain([(&warehouse.dir, &warehouse.path)]) {
-                rustix::fs::syncfs(dir)
-                    .map_err(|error| Failure::sync("sync the filesystem of", path, &error.into()))?;
+                rustix::fs::syncfs(dir).map_err(|error| {
+                    Failure::sync("sync the filesystem of", path, &error.into())
+                })?;
             }
         }
         let session = Session {
@@ -181,10 +183,7 @@ fn lock(path: &Path) -> Result<Locked, Failure> {
 }
 
 /// Staging directories of earlier settings: unfinished work may refer to them.
-fn former_inputs(
-    sources: &[SourceEntry],
-    inputs: &[Arc<Input>],
-) -> Vec<(SourceId, Arc<OwnedFd>)> {
+fn former_inputs(sources: &[SourceEntry], inputs: &[Arc<Input>]) -> Vec<(SourceId, Arc<OwnedFd>)> {
     sources
         .iter()
         .filter(|entry| inputs.iter().all(|input| input.id != entry.id))
@@ -325,8 +324,7 @@ fn suspicion(state: &Locked, opening: &Opening) -> Result<Option<Timestamp>, Fai
             nanos: suspect.nanos,
         })),
         Ok(_) => {
-            std::fs::remove_file(&path)
-                .map_err(|error| Failure::io("remove", &path, &error))?;
+            std::fs::remove_file(&path).map_err(|error| Failure::io("remove", &path, &error))?;
             Ok(None)
         }
         Err(_) => Ok(Some(clock::realtime())),

@@ -14,11 +14,11 @@ use crate::io::stat::{self, FileStat};
 use crate::io::{Clock, clock, open};
 use crate::ledger::lmdb::Lmdb;
 use crate::ledger::{ContentKey, Digest, Kept, SourceId};
+use crate::observe::control;
 use crate::pipeline::discover::scan::{Entry, Scan};
 use crate::pipeline::read::digest::{self, Stream};
 use crate::pipeline::read::sidecar_path;
 use crate::pipeline::record::{content_key, layout};
-use crate::observe::control;
 use crate::session::{CONTROL_SOCKET, LEDGER_DIR};
 use crate::settings::{EmptyPolicy, Mode, Settings, Source};
 
@@ -94,7 +94,13 @@ pub fn run(settings: &Settings) -> Result<(), Failure> {
                     continue;
                 }
             };
-            print(&mut out, "wait", &source.input.join(path), Some(&reason), None)?;
+            print(
+                &mut out,
+                "wait",
+                &source.input.join(path),
+                Some(&reason),
+                None,
+            )?;
         }
     }
     flushed(out.flush())
@@ -109,9 +115,8 @@ fn plan_file(
     out: &mut impl Write,
 ) -> Result<(), Failure> {
     let absolute = source.input.join(path);
-    let mut say = |action, reason: Option<&str>, content| {
-        print(out, action, &absolute, reason, content)
-    };
+    let mut say =
+        |action, reason: Option<&str>, content| print(out, action, &absolute, reason, content);
     if let Err(reason) = source.takes(path) {
         return say("ignore", Some(reason.as_str()), None);
     }

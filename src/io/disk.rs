@@ -33,13 +33,7 @@ pub trait Disk {
     /// Looks at a name; `None` when there is nothing.
     fn stat(&self, dir: &Self::Dir, name: &OsStr) -> io::Result<Option<FileStat>>;
     /// Moves a name. AlreadyExists when the new one is taken.
-    fn rename(
-        &self,
-        from: &Self::Dir,
-        old: &OsStr,
-        to: &Self::Dir,
-        new: &OsStr,
-    ) -> io::Result<()>;
+    fn rename(&self, from: &Self::Dir, old: &OsStr, to: &Self::Dir, new: &OsStr) -> io::Result<()>;
     /// Gives an unnamed file its name. AlreadyExists when it is taken.
     fn link(&self, file: &Self::File, to: &Self::Dir, name: &OsStr) -> io::Result<()>;
     /// Removes a name.

@@ -97,7 +97,11 @@ fn sweep_all() {
         return;
     };
     for entry in list.flatten() {
-        if let Some(fd) = entry.file_name().to_str().and_then(|name| name.parse().ok()) {
+        if let Some(fd) = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse().ok())
+        {
             release_if_broken(fd);
         }
     }

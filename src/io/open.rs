@@ -56,10 +56,14 @@ pub fn make_dirs(path: &Path) -> io::Result<()> {
             make_dirs(path.parent().ok_or(error)?)?;
             std::fs::create_dir(path)?;
         }
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => return Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => {
+            return Ok(());
+        }
         Err(error) => return Err(error),
     }
-    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let parent = path
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty());
     sync_dir(parent.unwrap_or(Path::new(".")))
 }
 

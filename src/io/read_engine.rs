@@ -220,7 +220,13 @@ mod tests {
             let mut seen = vec![0u8; content.len()];
             for token in 0..8u64 {
                 engine
-                    .read(token, file.as_fd(), vec![0; 50_000].into(), token * 50_000, 50_000)
+                    .read(
+                        token,
+                        file.as_fd(),
+                        vec![0; 50_000].into(),
+                        token * 50_000,
+                        50_000,
+                    )
                     .unwrap();
             }
             let mut done = Vec::new();

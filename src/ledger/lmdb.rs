@@ -18,8 +18,8 @@ use crate::settings::Durability;
 
 use super::schema::{Value, lines_key, owed_key};
 use super::{
-    Arrival, Commit, ContentKey, Kept, Ledger, ManifestEnd, Opening, Owed, PendingLines, Record,
-    RecordState, SourceEntry, SourceId,
+    Arrival, Commit, ContentKey, Kept, Ledger, ManifestEnd, Opening, Owed, OwedKind, PendingLines,
+    Record, RecordState, SourceEntry, SourceId,
 };
 
 /// Version of the tables as a whole.
@@ -60,16 +60,7 @@ const TABLE_NAMES: [&str; 8] = [
 
 impl Tables {
     fn from_list(list: [Table; 8]) -> Tables {
-        let [
-            meta,
-            sources,
-            intents,
-            records,
-            content,
-            owed,
-            lines,
-            kept,
-        ] = list;
+        let [meta, sources, intents, records, content, owed, lines, kept] = list;
         Tables {
             meta,
             sources,
@@ -103,6 +94,27 @@ pub struct ManifestEnds {
     pub assigned: Option<ManifestEnd>,
     /// The end that is known to be durable.
     pub synced: Option<ManifestEnd>,
+}
+
+/// One moment of the ledger, for `verify`. Records up to `recorded_to` never change again.
+#[derive(Debug)]
+pub struct Snapshot {
+    /// The ledger's own name; `None` before it was named.
+    pub uuid: Option<String>,
+    /// Whether the last session ended by itself; false while one runs.
+    pub clean: bool,
+    /// One past the last sequence number given out.
+    pub next_seq: u64,
+    /// The last sequence number with a record, 0 before the first.
+    pub recorded_to: u64,
+    /// Files and bytes of these records.
+    pub totals: Totals,
+    /// Number of content keys.
+    pub content_keys: u64,
+    /// Manifest lines from here on are promised and not known to be written.
+    pub pending_from: Option<ManifestEnd>,
+    /// Open intents, in order.
+    pub intents: Vec<Arrival>,
 }
 
 /// What went wrong inside a transaction.
@@ -143,7 +155,8 @@ impl Lmdb {
             txn.commit()?;
             Ok(Tables::from_list(list.try_into().expect("eight names")))
         };
-        let tables = create().map_err(|error| damaged(dir, "open the tables of the ledger", &error))?;
+        let tables =
+            create().map_err(|error| damaged(dir, "open the tables of the ledger", &error))?;
         let data = dir.join("data.mdb");
         let file = OpenOptions::new()
             .write(true)
@@ -201,7 +214,9 @@ impl Lmdb {
             }
             // Committed, not dropped: LMDB closes handles that an aborted transaction opened.
             txn.commit()?;
-            Ok(Some(Tables::from_list(list.try_into().expect("eight names"))))
+            Ok(Some(Tables::from_list(
+                list.try_into().expect("eight names"),
+            )))
         };
         let tables = open()
             .map_err(|error| damaged(dir, "open the tables of the ledger", &error))?
@@ -278,8 +293,9 @@ impl Lmdb {
                     let size = self.env.info().map_size * 2;
                     // SAFETY: this process has no other transaction open: the recorder is the ledger's only
                     // user here, and the failed transaction is gone.
-                    unsafe { self.env.resize(size) }
-                        .map_err(|error| damaged(&self.dir, "grow the map of the ledger in", &error))?;
+                    unsafe { self.env.resize(size) }.map_err(|error| {
+                        damaged(&self.dir, "grow the map of the ledger in", &error)
+                    })?;
                 }
                 Err(TxnError::Heed(error)) => {
                     return Err(Failure {
@@ -308,11 +324,7 @@ impl Lmdb {
 
     fn meta<V: Value>(&self, name: &[u8]) -> Result<Option<V>, Failure> {
         self.read("read the ledger in", |txn, tables| {
-            Ok(tables
-                .meta
-                .get(txn, name)?
-                .map(|bytes| decode(&self.dir, "meta", bytes))
-                .transpose()?)
+            self.meta_in(txn, tables, name)
         })
     }
 
@@ -443,6 +455,62 @@ impl Lmdb {
                 .map(|bytes| decode(&self.dir, "records", bytes))
                 .transpose()?)
         })
+    }
+
+    /// Whether this work is still owed.
+    pub fn owes(&self, seq: u64, kind: OwedKind) -> Result<bool, Failure> {
+        self.read("read the ledger in", |txn, tables| {
+            Ok(tables.owed.get(txn, &owed_key(seq, kind))?.is_some())
+        })
+    }
+
+    /// Everything that must agree with one another, read in one transaction.
+    pub fn snapshot(&self) -> Result<Snapshot, Failure> {
+        self.read("read the ledger in", |txn, tables| {
+            let number = |name| self.meta_in::<u64>(txn, tables, name);
+            let totals = self.meta_in::<String>(txn, tables, meta::TOTALS)?;
+            let recorded_to = match tables.records.last(txn)? {
+                Some((key, _)) => seq_value(&self.dir, key)?,
+                None => 0,
+            };
+            let pending_from = match tables.lines.first(txn)? {
+                Some((_, bytes)) => {
+                    let lines: PendingLines = decode(&self.dir, "lines", bytes)?;
+                    let (hour, offset) = (lines.hour, lines.offset);
+                    Some(ManifestEnd { hour, offset })
+                }
+                None => None,
+            };
+            let mut intents = Vec::new();
+            for entry in tables.intents.iter(txn)? {
+                intents.push(decode(&self.dir, "intents", entry?.1)?);
+            }
+            Ok(Snapshot {
+                uuid: self.meta_in(txn, tables, meta::UUID)?,
+                clean: number(meta::CLEAN)?.unwrap_or(1) == 1,
+                next_seq: number(meta::NEXT_SEQ)?.unwrap_or(1),
+                recorded_to,
+                totals: totals
+                    .and_then(|json| serde_json::from_str(&json).ok())
+                    .unwrap_or_default(),
+                content_keys: tables.content.len(txn)?,
+                pending_from,
+                intents,
+            })
+        })
+    }
+
+    fn meta_in<V: Value>(
+        &self,
+        txn: &RoTxn<'_, WithoutTls>,
+        tables: &Tables,
+        name: &[u8],
+    ) -> Result<Option<V>, TxnError> {
+        Ok(tables
+            .meta
+            .get(txn, name)?
+            .map(|bytes| decode(&self.dir, "meta", bytes))
+            .transpose()?)
     }
 
     fn all<V: Value>(
@@ -580,9 +648,7 @@ impl Ledger for Lmdb {
             }
             for kept in &commit.kept {
                 let key = Kept::fingerprint(kept.source, &kept.path, &kept.identity);
-                tables
-                    .kept
-                    .put(txn, &key.to_be_bytes(), &kept.encode())?;
+                tables.kept.put(txn, &key.to_be_bytes(), &kept.encode())?;
             }
             if let Some(synced) = &commit.synced {
                 tables.meta.put(txn, meta::SYNCED, &synced.encode())?;

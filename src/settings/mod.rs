@@ -72,6 +72,18 @@ pub struct Settings {
     pub disable: Disable,
 }
 
+impl Settings {
+    /// Where the ledger is.
+    pub fn ledger_dir(&self) -> PathBuf {
+        self.state_path.join("ledger")
+    }
+
+    /// Where a running instance answers `status`.
+    pub fn control_socket(&self) -> PathBuf {
+        self.state_path.join("control.sock")
+    }
+}
+
 /// One staging directory and how files in it are taken.
 #[derive(Debug, Clone)]
 pub struct Source {

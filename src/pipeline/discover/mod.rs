@@ -108,10 +108,7 @@ struct Entry {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     /// Looked at again at that time; `None`: when it is heard of, or at the next scan.
-    Waiting {
-        due: Option<Instant>,
-        why: Waiting,
-    },
+    Waiting { due: Option<Instant>, why: Waiting },
     /// Downstream. `again`: something happened to its name meanwhile.
     InFlight { again: bool },
 }
@@ -186,7 +183,11 @@ impl Discoverer {
 
     fn take_verdicts(&mut self) {
         for (source, path, fate) in self.parts.verdicts.take() {
-            let position = self.parts.inputs.iter().position(|input| input.id == source);
+            let position = self
+                .parts
+                .inputs
+                .iter()
+                .position(|input| input.id == source);
             if let Some(input) = position {
                 self.in_flight -= 1;
                 self.conclude(input, path, fate);
@@ -284,7 +285,11 @@ impl Discoverer {
     fn take_report(&mut self, report: Report) -> Result<(), Failure> {
         match report {
             Report::Lost => {
-                events::fallback("inotify", "its queue overflowed", "a scan finds what was missed");
+                events::fallback(
+                    "inotify",
+                    "its queue overflowed",
+                    "a scan finds what was missed",
+                );
                 self.make_up();
             }
             Report::RootGone { input } => self.check_root(input)?,

@@ -216,7 +216,8 @@ mod tests {
         let rules = rules(Mode::Stability);
         let mut file = Unsettled::new(seen(1).identity, start);
         let mut at = |seconds, size, by| {
-            file.step(&rules, &seen(size), by, start + seconds * SECOND).0
+            file.step(&rules, &seen(size), by, start + seconds * SECOND)
+                .0
         };
         assert_eq!(at(0, 1, SeenBy::Created), look(5));
         assert_eq!(at(3, 1, SeenBy::Finished), look(2));

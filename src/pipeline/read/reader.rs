@@ -167,7 +167,11 @@ impl Reader {
                         None => return true,
                     }
                 };
-                if self.shared.stopping.load(std::sync::atomic::Ordering::Relaxed) {
+                if self
+                    .shared
+                    .stopping
+                    .load(std::sync::atomic::Ordering::Relaxed)
+                {
                     continue;
                 }
                 idle &= !self.start(index, candidate);
@@ -206,10 +210,7 @@ impl Reader {
     }
 
     /// Opens the file under a lease where one is to be had, and makes sure it is the one that was settled.
-    fn open(
-        &self,
-        candidate: &Candidate,
-    ) -> Result<(Handle, FileStat, Option<CopyTarget>), Leave> {
+    fn open(&self, candidate: &Candidate) -> Result<(Handle, FileStat, Option<CopyTarget>), Leave> {
         let input = &candidate.input;
         let path = candidate.path();
         let fd = open::file_beneath(&*input.dir, path.as_os_str()).map_err(opening)?;
@@ -219,7 +220,10 @@ impl Reader {
             return Err(Leave::With(Fate::Ignored("not a regular file")));
         }
         if before.identity != candidate.identity {
-            events::file_changed(&input.absolute(path), "changed between sighting and reading");
+            events::file_changed(
+                &input.absolute(path),
+                "changed between sighting and reading",
+            );
             return Err(changed());
         }
         if before.links > 1 {
@@ -448,9 +452,15 @@ impl Reader {
         let whole = match file.leaving.take() {
             Some(leave) => Err(leave),
             None => check_whole(&file).and_then(|sidecar| {
-                let copy = file.copy.take().map(|copy| copy.finish(&file.file, &file.before));
+                let copy = file
+                    .copy
+                    .take()
+                    .map(|copy| copy.finish(&file.file, &file.before));
                 let copy = copy.transpose();
-                Ok((sidecar, copy.map_err(|error| no_room_or("finish the copy of", error))?))
+                Ok((
+                    sidecar,
+                    copy.map_err(|error| no_room_or("finish the copy of", error))?,
+                ))
             }),
         };
         let (sidecar, copy) = match whole {
@@ -604,7 +614,8 @@ fn conclude(shared: &ReaderShared, candidate: Candidate, leave: Leave) {
     match leave {
         Leave::With(fate) => candidate.ticket.close(fate),
         Leave::Failed(operation, error) => {
-            let remedy = "it stays in staging and is tried again; check its permissions and the device";
+            let remedy =
+                "it stays in staging and is tried again; check its permissions and the device";
             events::file_failed(&path, operation, &error.to_string(), remedy);
             shared
                 .metrics

@@ -41,7 +41,11 @@ pub fn claimed_digest(content: &[u8], name: &OsStr) -> Option<Digest> {
         else {
             continue;
         };
-        let named = if escaped { unescape(named) } else { named.to_vec() };
+        let named = if escaped {
+            unescape(named)
+        } else {
+            named.to_vec()
+        };
         let named = named.rsplit(|&byte| byte == b'/').next().unwrap_or(&named);
         if named == name.as_bytes() {
             return Some(digest);
@@ -87,7 +91,10 @@ mod tests {
         assert_eq!(claimed(A), Some(0xaa));
         assert_eq!(claimed(&format!("  {A}\r\n")), Some(0xaa));
         assert_eq!(claimed(&format!("{B}  x.csv\n")), Some(0xbb));
-        assert_eq!(claimed(&format!("{A} *out/y.csv\n{B} */out/x.csv\n")), Some(0xbb));
+        assert_eq!(
+            claimed(&format!("{A} *out/y.csv\n{B} */out/x.csv\n")),
+            Some(0xbb)
+        );
         assert_eq!(claimed(&format!("{A}  y.csv\n")), Some(0xaa));
         assert_eq!(claimed(&format!("{A}tail\n")), None);
     }

@@ -24,7 +24,8 @@ pub(super) fn fate_of(error: &io::Error, operation: &str, path: &Path) -> Fate {
     if is_no_room(error) || Errno::from_io_error(error) == Some(Errno::ROFS) {
         return Fate::NoRoom(format!("cannot {operation} {}: {error}", path.display()));
     }
-    let remedy = "the file stays in staging and is tried again; check permissions and what is in its way";
+    let remedy =
+        "the file stays in staging and is tried again; check permissions and what is in its way";
     events::file_failed(path, operation, &error.to_string(), remedy);
     Fate::Again {
         after: ERROR_REST,
@@ -45,8 +46,13 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
             .map(|staged| {
                 let candidate = &staged.candidate;
                 let size = staged.stat.identity.size;
-                content_key(&candidate.input.settings, candidate.path(), &staged.digest, size)
-                    .filter(|_| staged.finding.is_none())
+                content_key(
+                    &candidate.input.settings,
+                    candidate.path(),
+                    &staged.digest,
+                    size,
+                )
+                .filter(|_| staged.finding.is_none())
             })
             .collect();
         let mut asked: Vec<ContentKey> = keys.iter().flatten().copied().collect();

@@ -70,11 +70,7 @@ fn timestamp(time_micros: i64) -> Timestamp {
 /// The names under which new content may enter its partition, in the order in which they are tried: its own, then with
 /// 8, 16 and 64 digits of its digest. The last one, which only repeated arrivals of the same bytes reach
 /// (`--dedupe off`), adds the sequence number.
-pub fn candidate_names(
-    name: &OsStr,
-    digest: &Digest,
-    seq: u64,
-) -> impl Iterator<Item = OsString> {
+pub fn candidate_names(name: &OsStr, digest: &Digest, seq: u64) -> impl Iterator<Item = OsString> {
     let hex = data_encoding::HEXLOWER.encode(digest);
     let name = name.to_os_string();
     (0..5).map(move |attempt| match attempt {

@@ -59,8 +59,8 @@ pub fn line(arrival: &Arrival, source: &str, input: &Path, warehouse: &Path) -> 
     bytes
 }
 
-/// The bytes of a path that is not UTF-8.
-fn exact(path: &Path) -> Option<String> {
+/// The bytes of a path that is not UTF-8, in base64; `None` for all others.
+pub fn exact(path: &Path) -> Option<String> {
     let bytes = path.as_os_str().as_bytes();
     std::str::from_utf8(bytes)
         .is_err()

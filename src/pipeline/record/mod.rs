@@ -19,9 +19,7 @@ use std::time::Instant;
 
 use crate::failure::{Exit, Failure};
 use crate::io::{Clock, Disk, Identity};
-use crate::ledger::{
-    Arrival, Commit, Digest, Kept, Ledger, Opening, SourceEntry, SourceId,
-};
+use crate::ledger::{Arrival, Commit, Digest, Kept, Ledger, Opening, SourceEntry, SourceId};
 use crate::observe::metrics::{Metrics, Totals};
 use crate::pipeline::queue::Queue;
 use crate::pipeline::{Fate, Staged};
@@ -30,6 +28,7 @@ use dirs::Dirs;
 use manifest::ManifestWriter;
 
 pub use classify::content_key;
+pub use place::CHANGED_RULE;
 pub use recover::Recovery;
 
 /// Files that stay in staging and are not read again, by fingerprint. Shared with the discoverer.
@@ -303,9 +302,9 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
     fn digest_of(&self, file: &D::File, path: &Path) -> Result<Digest, Failure> {
         let failed = |error| Failure::io("read", path, &error);
         if self.suspect {
-            self.disk
-                .forget_cached(file)
-                .map_err(|error| Failure::sync("sync before reading past the cache", path, &error))?;
+            self.disk.forget_cached(file).map_err(|error| {
+                Failure::sync("sync before reading past the cache", path, &error)
+            })?;
         }
         let mut stream = crate::pipeline::read::digest::Stream::default();
         let mut buffer = vec![0; 1 << 20];

@@ -28,11 +28,7 @@ struct Reason<'a> {
 
 impl<D: Disk, L: Ledger> Recorder<D, L> {
     /// Does what is owed. The result rides in a later commit, once everything in it is durable.
-    pub(super) fn pay(
-        &self,
-        owed: Vec<Owed>,
-        items: &[Item<D::File>],
-    ) -> Result<Commit, Failure> {
+    pub(super) fn pay(&self, owed: Vec<Owed>, items: &[Item<D::File>]) -> Result<Commit, Failure> {
         let mut done = Commit::default();
         if owed.is_empty() {
             return Ok(done);
@@ -219,7 +215,12 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
             Ok(()) => {}
             // The record stands without it; a full disk is no reason to stop.
             Err(error) if crate::pipeline::is_no_room(&error) => {
-                events::file_failed(&path, "write the reason of", &error.to_string(), "free space");
+                events::file_failed(
+                    &path,
+                    "write the reason of",
+                    &error.to_string(),
+                    "free space",
+                );
             }
             Err(error) => return Err(failed(error)),
         }

@@ -18,7 +18,7 @@ use super::classify::{fate_of, is_absent};
 use super::{BatchDirs, Item, Recorder, Root, layout};
 
 /// Rule of a file that changed after it was placed and whose own name is taken.
-pub(super) const CHANGED_RULE: &str = "changed_after_placement";
+pub const CHANGED_RULE: &str = "changed_after_placement";
 
 /// How long a file rests that a writer came back to.
 const CHANGED_REST: Duration = Duration::from_millis(50);
@@ -228,9 +228,7 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
                 Ok(())
             }
             // Its name is taken again, or its directory went.
-            Err(error)
-                if error.kind() == io::ErrorKind::AlreadyExists || is_absent(&error) =>
-            {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists || is_absent(&error) => {
                 let aside = self.changed_path(&arrival);
                 touched.insert((Root::Warehouse, parent(&aside)));
                 self.move_name(

@@ -295,7 +295,9 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
     ) -> Result<(), Failure> {
         let path = self.source_path(arrival);
         let failed = |error| Failure::io("remove", &path, &error);
-        let dir = self.dir_of(dirs, root, &arrival.path, false)?.map_err(failed)?;
+        let dir = self
+            .dir_of(dirs, root, &arrival.path, false)?
+            .map_err(failed)?;
         let name = name_of(&arrival.path);
         let hidden = layout::leaving_name(&self.uuid, arrival.seq, false);
         self.disk
@@ -372,12 +374,19 @@ mod tests {
                         assert_eq!(finishes, destination == D::Good, "{case:?}");
                         // A source name is removed only where the same inode is in the warehouse.
                         if action == Action::RemoveSourceAndFinish {
-                            assert_eq!((placement, source), (Placement::Rename, S::Same), "{case:?}");
+                            assert_eq!(
+                                (placement, source),
+                                (Placement::Rename, S::Same),
+                                "{case:?}"
+                            );
                         }
                         // A destination name is removed only where it is ours and staging has a file.
                         if action == Action::RemoveDestination {
                             assert!(destination == D::Bad && source != S::Absent, "{case:?}");
-                            assert!(placement == Placement::Copy || source == S::Same, "{case:?}");
+                            assert!(
+                                placement == Placement::Copy || source == S::Same,
+                                "{case:?}"
+                            );
                         }
                         // Somebody else's file is never touched.
                         if destination == D::Other {

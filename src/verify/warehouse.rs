@@ -1,0 +1,227 @@
+//! Every file that a record names is in the warehouse, whole.
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use xxhash_rust::xxh3::xxh3_64;
+
+use crate::failure::Failure;
+use crate::ledger::lmdb::{Lmdb, Snapshot};
+use crate::ledger::{Arrival, Digest, Outcome, OwedKind, Placement};
+use crate::pipeline::read::digest;
+use crate::pipeline::record::{CHANGED_RULE, layout};
+
+use super::{Kind, Report, Scope};
+
+/// Bytes hashed at a time.
+const BUFFER_BYTES: usize = 1 << 20;
+
+/// The check of files, record by record.
+pub struct Files<'a> {
+    ledger: &'a Lmdb,
+    scope: Scope<'a>,
+    root: Option<OwnedFd>,
+    names: Names,
+    buffer: Vec<u8>,
+}
+
+impl<'a> Files<'a> {
+    /// A check that knows the names of open intents already.
+    pub fn new(ledger: &'a Lmdb, scope: Scope<'a>, snapshot: &Snapshot) -> Files<'a> {
+        let mut names = Names::default();
+        for intent in &snapshot.intents {
+            names.add_intent(intent);
+        }
+        Files {
+            ledger,
+            scope,
+            // What is missing was reported by its marker.
+            root: crate::io::open::root_dir(scope.warehouse).ok(),
+            names,
+            buffer: vec![0; if scope.deep { BUFFER_BYTES } else { 0 }],
+        }
+    }
+
+    /// The names of all files that were checked, and of those that are being placed.
+    pub fn names(self) -> Names {
+        self.names
+    }
+
+    /// Looks at the file of one record.
+    pub fn check(&mut self, arrival: &Arrival, report: &mut Report) -> Result<(), Failure> {
+        if arrival.placement == Placement::None {
+            return Ok(());
+        }
+        self.names.add(arrival);
+        let path = self.scope.warehouse.join(&arrival.placed);
+        let seq = arrival.seq;
+        let mut say = |kind, message| report.add(kind, Some(path.clone()), Some(seq), message);
+        let found = match std::fs::symlink_metadata(&path) {
+            Ok(found) => found,
+            Err(error) if is_absent(&error) => {
+                let message = format!(
+                    "it is missing; arrival {seq} put {} bytes there",
+                    arrival.identity.size
+                );
+                say(Kind::FileMissing, message);
+                return Ok(());
+            }
+            Err(error) => {
+                say(
+                    Kind::Unreadable,
+                    format!("arrival {seq} cannot be looked at: {error}"),
+                );
+                return Ok(());
+            }
+        };
+        if !found.is_file() {
+            let message = format!("it is not a regular file; arrival {seq} put one there");
+            say(Kind::FileChanged, message);
+            return Ok(());
+        }
+        // The record of a file that changed after it was placed has the digest of what it was.
+        let changed = matches!(&arrival.outcome,
+            Outcome::Quarantine { rule, .. } if rule == CHANGED_RULE);
+        if found.len() != arrival.identity.size && !changed {
+            let message = format!(
+                "it has {} bytes; arrival {seq} put {} there",
+                found.len(),
+                arrival.identity.size
+            );
+            say(Kind::FileChanged, message);
+        } else if self.scope.deep && !changed {
+            match self.digest_of(&arrival.placed) {
+                Ok((digest, bytes)) => {
+                    report.bytes_hashed += bytes;
+                    if digest != arrival.digest {
+                        let hex = |digest| data_encoding::HEXLOWER.encode(digest);
+                        let message = format!(
+                            "its SHA-256 is {}; arrival {seq} had {}",
+                            hex(&digest),
+                            hex(&arrival.digest)
+                        );
+                        report.add(Kind::FileChanged, Some(path.clone()), Some(seq), message);
+                    }
+                }
+                Err(error) => {
+                    let message = format!("arrival {seq} cannot be read: {error}");
+                    say(Kind::Unreadable, message);
+                }
+            }
+        }
+        report.files += 1;
+        if arrival.outcome != Outcome::Ingest {
+            self.check_reason(arrival, report)?;
+        }
+        Ok(())
+    }
+
+    /// What is set aside has a reason beside it, or is still owed one.
+    fn check_reason(&self, arrival: &Arrival, report: &mut Report) -> Result<(), Failure> {
+        let path = self.scope.warehouse.join(&arrival.placed);
+        let reason = path.with_file_name(layout::reason_name(path.file_name().unwrap_or_default()));
+        let there = || std::fs::symlink_metadata(&reason).is_ok();
+        // In this order: it may be written between the first look and the second.
+        if !there() && !self.ledger.owes(arrival.seq, OwedKind::Reason)? && !there() {
+            let message = format!(
+                "it is missing; it should say why arrival {} was set aside",
+                arrival.seq
+            );
+            report.add(
+                Kind::ReasonMissing,
+                Some(reason),
+                Some(arrival.seq),
+                message,
+            );
+        }
+        Ok(())
+    }
+
+    fn digest_of(&mut self, placed: &Path) -> io::Result<(Digest, u64)> {
+        let root = self.root.as_ref().ok_or(io::ErrorKind::NotFound)?;
+        let mut file = File::from(crate::io::open::file_beneath(root, placed.as_os_str())?);
+        let mut stream = digest::Stream::default();
+        let mut total = 0;
+        loop {
+            match file.read(&mut self.buffer) {
+                Ok(0) => return Ok((stream.finish(), total)),
+                Ok(bytes) => {
+                    digest::update(&mut [(&mut stream, &self.buffer[..bytes])]);
+                    total += bytes as u64;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
+/// Paths beneath the warehouse that the ledger accounts for, as hashes: eight bytes for each.
+#[derive(Default)]
+pub struct Names {
+    hashes: Vec<u64>,
+    sorted: bool,
+    newer: HashSet<u64>,
+}
+
+impl Names {
+    /// Adds the file of a record, with its reason.
+    pub fn add(&mut self, arrival: &Arrival) {
+        let hashes = &mut self.hashes;
+        names_of(arrival, |path| hashes.push(hash(path)));
+        self.sorted = false;
+    }
+
+    /// The same for a record that was committed after the walk.
+    pub fn add_newer(&mut self, arrival: &Arrival) {
+        let newer = &mut self.newer;
+        names_of(arrival, |path| {
+            newer.insert(hash(path));
+        });
+    }
+
+    /// Adds what an intent may leave: the file at its place, or where an undo sets it aside.
+    pub fn add_intent(&mut self, intent: &Arrival) {
+        let partition = layout::partition(intent.time_micros);
+        let aside = layout::changed_path(&partition, &intent.path, intent.seq);
+        self.newer.insert(hash(&aside));
+        self.add_newer(intent);
+    }
+
+    /// Whether the ledger accounts for this path.
+    pub fn contain(&mut self, path: &Path) -> bool {
+        if !self.sorted {
+            self.hashes.sort_unstable();
+            self.sorted = true;
+        }
+        let hash = hash(path);
+        self.hashes.binary_search(&hash).is_ok() || self.newer.contains(&hash)
+    }
+}
+
+fn names_of(arrival: &Arrival, mut each: impl FnMut(&Path)) {
+    if arrival.placement == Placement::None {
+        return;
+    }
+    each(&arrival.placed);
+    if arrival.outcome != Outcome::Ingest {
+        let name = arrival.placed.file_name().unwrap_or_default();
+        each(&arrival.placed.with_file_name(layout::reason_name(name)));
+    }
+}
+
+fn hash(path: &Path) -> u64 {
+    xxh3_64(path.as_os_str().as_bytes())
+}
+
+/// Whether an error means that there is nothing.
+pub fn is_absent(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+    )
+}
