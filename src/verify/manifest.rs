@@ -93,10 +93,10 @@ impl<'a> Lines<'a> {
                     arrival,
                     line: Some(line),
                 } = &record.state
+                    && layout::hour(arrival.time_micros) == file.hour
+                    && file.size > file.end
                 {
-                    if layout::hour(arrival.time_micros) == file.hour && file.size > file.end {
-                        file.check(self.ledger, arrival, *line, true, report)?;
-                    }
+                    file.check(self.ledger, arrival, *line, true, report)?;
                 }
                 Ok(())
             })?;

@@ -1,6 +1,6 @@
 //! Whether ledger, manifests and warehouse agree one to one. Reads only, and works beside a running instance.
 //!
-//! Everything is compared with one [`Snapshot`](crate::ledger::lmdb::Snapshot) of the ledger. Its records never change
+//! Everything is compared with one [`Snapshot`] of the ledger. Its records never change
 //! again, so what they say must hold at any later moment too; what came after the snapshot is looked up again before it
 //! is called a mismatch. The records are walked once, in sequence order:
 //!

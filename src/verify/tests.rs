@@ -660,7 +660,9 @@ fn a_ledger_that_went_on_since_the_snapshot_is_sound() {
     let mut site = Site::new();
     site.set_clean(false);
     let leaving = site.ingested(11, NOON + HOUR);
-    site.ledger.commit_intents(&[leaving.clone()], 12).unwrap();
+    site.ledger
+        .commit_intents(std::slice::from_ref(&leaving), 12)
+        .unwrap();
     let snapshot = site.ledger.snapshot().unwrap();
 
     site.record(leaving); // An intent that becomes a record,
