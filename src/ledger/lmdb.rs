@@ -619,11 +619,18 @@ impl Ledger for Lmdb {
             })
             .max();
         self.write("commit records to the ledger in", |txn, tables| {
+            // Recovery may record numbers out of order; everything else comes at the end of the table.
+            let last = tables.records.last(txn)?.map(|(key, _)| key.to_vec());
+            let first = commit.records.first().map(|record| record.seq.to_be_bytes());
+            let flags = match (last, first) {
+                (Some(last), Some(first)) if last.as_slice() >= &first[..] => PutFlags::empty(),
+                _ => PutFlags::APPEND,
+            };
             for record in &commit.records {
                 let key = record.seq.to_be_bytes();
                 tables
                     .records
-                    .put_with_flags(txn, PutFlags::APPEND, &key, &record.encode())?;
+                    .put_with_flags(txn, flags, &key, &record.encode())?;
                 tables.intents.delete(txn, &key)?;
             }
             for (key, seq) in &content {

@@ -118,6 +118,7 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
             self.write_manifest(lines)?;
         }
         self.sweep_temporaries()?;
+        self.void_unused(opening)?;
         // One batch at most is in flight; a time tells batches apart if there should ever be more.
         let mut batches: BTreeMap<i64, Vec<&Arrival>> = BTreeMap::new();
         for intent in &opening.intents {
@@ -126,7 +127,6 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
         for intents in batches.into_values() {
             self.recover_batch(&intents, &mut recovery)?;
         }
-        self.void_unused(opening)?;
         recovery.owed = opening.owed.len() as u64;
         let paid = self.pay(opening.owed.clone(), &[])?;
         self.later.paid.extend(paid.paid);
