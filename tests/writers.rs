@@ -11,7 +11,7 @@ mod support;
 
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -212,14 +212,11 @@ fn write(staging: &Path, number: usize, random: &mut Random) -> Written {
         let len = 16 + random.below(60_000) as usize;
         let content = random.bytes(len);
 
-        let existing = match random.below(4) {
-            0 => OpenOptions::new()
-                .read(true)
-                .write(true)
-                .truncate(true)
-                .open(&path),
-            1 => OpenOptions::new().read(true).append(true).open(&path),
-            2 => OpenOptions::new().read(true).write(true).open(&path),
+        let mut options = OpenOptions::new();
+        match random.below(4) {
+            0 => options.read(true).write(true).truncate(true),
+            1 => options.read(true).append(true),
+            2 => options.read(true).write(true),
             _ => {
                 let unfinished = staging.join(format!("{name}.tmp"));
                 fs::write(&unfinished, &content).expect("write");
@@ -234,21 +231,11 @@ fn write(staging: &Path, number: usize, random: &mut Random) -> Written {
                 continue;
             }
         };
-        let mut file = match existing {
-            Ok(file) => file,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-                // It was taken since: what it held must be somewhere.
-                written.must_exist.extend(last[which].take());
-                let mut options = OpenOptions::new();
-                options
-                    .read(true)
-                    .write(true)
-                    .create_new(true)
-                    .open(&path)
-                    .expect("create")
-            }
-            Err(e) => panic!("open {path:?}: {e}"),
-        };
+        let (mut file, new) = open_or_create(&options, &path);
+        if new {
+            // What it held before was taken: it must be somewhere.
+            written.must_exist.extend(last[which].take());
+        }
         for part in content.chunks(content.len().div_ceil(3)) {
             file.write_all(part).expect("write");
         }
@@ -270,6 +257,22 @@ fn write(staging: &Path, number: usize, random: &mut Random) -> Written {
     }
     written.must_exist.extend(last.into_iter().flatten());
     written
+}
+
+/// The open file, and whether it is new. ringest may take it, or put it back, between any two calls.
+fn open_or_create(existing: &OpenOptions, path: &Path) -> (File, bool) {
+    loop {
+        match existing.open(path) {
+            Ok(file) => return (file, false),
+            Err(e) if e.kind() == ErrorKind::NotFound => {}
+            Err(e) => panic!("open {path:?}: {e}"),
+        }
+        match File::create_new(path) {
+            Ok(file) => return (file, true),
+            Err(e) if e.kind() == ErrorKind::AlreadyExists => {}
+            Err(e) => panic!("create {path:?}: {e}"),
+        }
+    }
 }
 
 /// Whether `path` leads no longer to the open `file`.

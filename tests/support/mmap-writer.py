@@ -26,26 +26,21 @@ def main():
     for cycle in range(cycles):
         name = f"mapped-{chance.randrange(NAMES)}.bin"
         path = os.path.join(staging, name)
-        try:
-            descriptor = os.open(path, os.O_RDWR)
-        except FileNotFoundError:
-            # It was taken since: what it held must be somewhere.
+        descriptor, new = open_or_create(path)
+        if new:
+            # What it held before was taken: it must be somewhere.
             if name in last:
                 last.pop(name)["must_exist"] = True
             content = chance.randbytes(chance.randrange(1, 40_000))
-            with open(path + ".tmp", "wb") as file:
+            with open(descriptor, "wb") as file:
                 file.write(content)
-            os.rename(path + ".tmp", path)
             record = {
-                "name": name,
-                "cycle": cycle,
                 "digest": hashlib.sha256(content).hexdigest(),
                 "taken_while_open": False,
-                "must_exist": False,
             }
         else:
             record = store(path, descriptor, chance)
-            record.update(name=name, cycle=cycle, must_exist=False)
+        record.update(name=name, cycle=cycle, must_exist=False)
         last[name] = record
         said.append(record)
         time.sleep(chance.random() * 0.02)
@@ -55,9 +50,24 @@ def main():
         print(json.dumps(record))
 
 
+def open_or_create(path):
+    """A descriptor, and whether the file is new. ringest may take it, or put it back, between any two calls."""
+    while True:
+        try:
+            return os.open(path, os.O_RDWR), False
+        except FileNotFoundError:
+            pass
+        try:
+            return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644), True
+        except FileExistsError:
+            pass
+
+
 def store(path, descriptor, chance):
     """Maps the open file, and stores here and there."""
     opened = os.fstat(descriptor)
+    if opened.st_size == 0:
+        sys.exit(f"{path} is empty, and only this writer writes it")
     with mmap.mmap(descriptor, opened.st_size) as mapped:
         os.close(descriptor)
         for _ in range(3):

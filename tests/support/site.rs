@@ -411,7 +411,8 @@ pub fn files_beneath(directory: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// Everything beneath `directory`, directories too, with all that a change would show in.
+/// Everything beneath `directory`, directories too, with all that a change would show in. Without LMDB's table of
+/// readers, which readers write too.
 pub fn tree(directory: &Path) -> BTreeMap<PathBuf, [i64; 7]> {
     let mut seen = BTreeMap::new();
     let mut left = vec![directory.to_owned()];
@@ -434,7 +435,9 @@ pub fn tree(directory: &Path) -> BTreeMap<PathBuf, [i64; 7]> {
             metadata.ctime(),
             metadata.ctime_nsec(),
         ];
-        seen.insert(path, facts);
+        if !path.ends_with("lock.mdb") {
+            seen.insert(path, facts);
+        }
     }
     seen
 }
