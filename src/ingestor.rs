@@ -292,7 +292,7 @@ fn start_control(
     metrics: &Arc<Metrics>,
     state: &Arc<AtomicU8>,
 ) -> Option<ControlSocket> {
-    let path = settings.state_path.join(session::CONTROL_SOCKET);
+    let path = settings.control_socket();
     let (metrics, state) = (Arc::clone(metrics), Arc::clone(state));
     let bound = ControlSocket::bind(&path, move || {
         let state = match state.load(Ordering::Relaxed) {

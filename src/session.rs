@@ -17,10 +17,6 @@ use crate::pipeline::Input;
 use crate::pipeline::record::layout;
 use crate::settings::{Durability, LeasePolicy, Settings};
 
-/// Directory of the ledger in the state directory.
-pub const LEDGER_DIR: &str = "ledger";
-/// Socket through which `status` asks, in the state directory.
-pub const CONTROL_SOCKET: &str = "control.sock";
 /// File in the state directory that says that the page cache is not to be trusted.
 const SUSPECT: &str = "suspect";
 
@@ -81,7 +77,7 @@ impl Session {
             events::directory_made(path, role);
         }
 
-        let mut ledger = Lmdb::open(&state.path.join(LEDGER_DIR), settings.durability)?;
+        let mut ledger = Lmdb::open(&settings.ledger_dir(), settings.durability)?;
         let mut opening = ledger.open_session()?;
         if opening.uuid.is_empty() {
             let uuid = uuid::Uuid::new_v4().simple().to_string();

@@ -639,11 +639,12 @@ mod tests {
     }
 
     #[test]
-    fn between_a_directory_and_a_missing_one_the_way_is_unknown() {
+    fn a_missing_directory_is_asked_for_where_it_will_be_made_and_nothing_stays_there() {
         let root = tempfile::tempdir().unwrap();
         fs::create_dir(root.path().join("staging")).unwrap();
         let report = Report::of(&load(root.path(), &[]));
-        assert_eq!((report.exit_code(), report.pairs[0].way), (0, Way::Unknown));
+        assert_eq!((report.exit_code(), report.pairs[0].way), (0, Way::Rename));
+        assert_eq!(names(root.path()), ["staging"]);
     }
 
     #[test]

@@ -252,7 +252,7 @@ mod tests {
 
     /// One of each state: 1 ingested, 2 its duplicate (kept), 3 quarantined under a strange name, 4 an intent.
     fn ledger(dir: &Path) -> Lmdb {
-        let mut ledger = Lmdb::open(dir, Durability::None).unwrap();
+        let mut ledger = Lmdb::open(&dir.join("ledger"), Durability::None).unwrap();
         let source = ledger.source_id("in", Path::new("/in")).unwrap();
         let base = Arrival {
             source,

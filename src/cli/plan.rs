@@ -19,7 +19,6 @@ use crate::pipeline::discover::scan::{Entry, Scan};
 use crate::pipeline::read::digest::{self, Stream};
 use crate::pipeline::read::sidecar_path;
 use crate::pipeline::record::{content_key, layout};
-use crate::session::{CONTROL_SOCKET, LEDGER_DIR};
 use crate::settings::{EmptyPolicy, Mode, Settings, Source};
 
 /// One planned action.
@@ -48,8 +47,8 @@ struct Known {
 
 /// Prints the plan.
 pub fn run(settings: &Settings) -> Result<(), Failure> {
-    let dir = settings.state_path.join(LEDGER_DIR);
-    let socket = settings.state_path.join(CONTROL_SOCKET);
+    let dir = settings.ledger_dir();
+    let socket = settings.control_socket();
     let running = matches!(control::ask(&socket), Ok(Some(_)));
     let ledger = match dir.join("data.mdb").exists() {
         true => Some(Lmdb::open_untouched(&dir, running)?),

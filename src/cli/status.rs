@@ -69,7 +69,7 @@ mod tests {
     #[test]
     fn without_an_instance_totals_are_the_ledgers_and_latencies_those_of_the_last_run() {
         let dir = tempfile::tempdir().unwrap();
-        let mut ledger = Lmdb::open(dir.path(), Durability::None).unwrap();
+        let mut ledger = Lmdb::open(&dir.path().join("ledger"), Durability::None).unwrap();
         assert_eq!(stopped(&ledger).unwrap().files.discovered, 0);
 
         let metrics = Metrics::new();

@@ -1,7 +1,8 @@
 //! The ledger in LMDB, through heed.
 //!
 //! LMDB maps its file: a page that a truncation took away would end the program with SIGBUS. So the file is kept
-//! longer than any page in use, and a file that is shorter is refused before it is mapped.
+//! longer than any page in use, and a shorter one is refused before it is mapped. How long it was made is noted in it, so
+//! that any truncation is found at the next start.
 #![allow(unsafe_code)]
 
 use std::fs::{File, OpenOptions};
@@ -77,6 +78,7 @@ impl Tables {
 /// Names in `meta`.
 mod meta {
     pub const FORMAT: &[u8] = b"format";
+    pub const FILE_BYTES: &[u8] = b"file_bytes";
     pub const UUID: &[u8] = b"uuid";
     pub const NEXT_SEQ: &[u8] = b"next_seq";
     pub const LAST_TIME: &[u8] = b"last_time_micros";
@@ -136,11 +138,33 @@ impl From<Failure> for TxnError {
 }
 
 impl Lmdb {
-    /// Opens the ledger in `dir`, making it if it is not there.
+    /// Opens the ledger in `dir`, making it if it is not there. It is made beside its place and renamed into it, so that
+    /// what is there is whole or was damaged later.
     pub fn open(dir: &Path, durability: Durability) -> Result<Lmdb, Failure> {
-        crate::io::open::make_dirs(dir)
-            .map_err(|error| Failure::io("make the ledger's directory", dir, &error))?;
-        refuse_if_damaged(dir)?;
+        if !dir.exists() {
+            let making = dir.with_extension("new");
+            let failed = |error: io::Error| Failure::io("make the ledger in", dir, &error);
+            match std::fs::remove_dir_all(&making) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
+                _ => {}
+            }
+            crate::io::open::make_dirs(&making).map_err(failed)?;
+            Lmdb::open_there(&making, durability)?.keep_headroom()?;
+            std::fs::rename(&making, dir).map_err(failed)?;
+            let parent = dir.parent().unwrap_or(dir);
+            crate::io::open::sync_dir(parent)
+                .map_err(|error| Failure::sync("sync the directory", parent, &error))?;
+        } else {
+            refuse_if_damaged(dir)?;
+        }
+        let mut ledger = Lmdb::open_there(dir, durability)?;
+        ledger.check_format()?;
+        ledger.refuse_if_shortened()?;
+        ledger.keep_headroom()?;
+        Ok(ledger)
+    }
+
+    fn open_there(dir: &Path, durability: Durability) -> Result<Lmdb, Failure> {
         let flags = match durability {
             Durability::Full => EnvFlags::empty(),
             Durability::None => EnvFlags::NO_SYNC | EnvFlags::NO_META_SYNC,
@@ -162,19 +186,16 @@ impl Lmdb {
             .write(true)
             .open(&data)
             .map_err(|error| Failure::io("open the ledger", &data, &error))?;
-        let mut ledger = Lmdb {
+        // LMDB syncs its file, not the name of it.
+        crate::io::open::sync_dir(dir)
+            .map_err(|error| Failure::sync("sync the ledger's directory", dir, &error))?;
+        Ok(Lmdb {
             env,
             dir: dir.to_path_buf(),
             tables,
             file: Some(file),
             file_bytes: 0,
-        };
-        ledger.keep_headroom()?;
-        ledger.check_format()?;
-        // LMDB syncs its file, not the name of it.
-        crate::io::open::sync_dir(dir)
-            .map_err(|error| Failure::sync("sync the ledger's directory", dir, &error))?;
-        Ok(ledger)
+        })
     }
 
     /// Opens the ledger in `dir` for reading only, also beside a running instance.
@@ -192,7 +213,7 @@ impl Lmdb {
     }
 
     fn open_to_read(dir: &Path, flags: EnvFlags) -> Result<Lmdb, Failure> {
-        if !dir.join("data.mdb").exists() {
+        if !dir.exists() {
             return Err(Failure::new(
                 Exit::Config,
                 "open the ledger in",
@@ -237,6 +258,7 @@ impl Lmdb {
             file_bytes: 0,
         };
         ledger.check_format()?;
+        ledger.refuse_if_shortened()?;
         Ok(ledger)
     }
 
@@ -253,25 +275,45 @@ impl Lmdb {
         }
     }
 
-    /// Keeps the file longer than its last page; see the head of this module.
+    /// Keeps the file longer than its last page, and notes how long; see the head of this module.
     fn keep_headroom(&mut self) -> Result<(), Failure> {
         let Some(file) = &self.file else {
             return Ok(());
         };
         let used = (self.env.info().last_page_number as u64 + 1) * PAGE_BYTES;
-        if used + HEADROOM_BYTES / 2 > self.file_bytes {
-            let wanted = used.next_multiple_of(HEADROOM_BYTES) + HEADROOM_BYTES;
-            let extend = || -> io::Result<u64> {
-                let length = file.metadata()?.len();
-                if length < wanted {
-                    file.set_len(wanted)?;
-                }
-                Ok(length.max(wanted))
-            };
-            self.file_bytes =
-                extend().map_err(|error| Failure::io("extend the ledger in", &self.dir, &error))?;
+        if used + HEADROOM_BYTES / 2 <= self.file_bytes {
+            return Ok(());
         }
-        Ok(())
+        let wanted = used.next_multiple_of(HEADROOM_BYTES) + HEADROOM_BYTES;
+        let extend = || -> io::Result<u64> {
+            let length = file.metadata()?.len();
+            if length < wanted {
+                file.set_len(wanted)?;
+            }
+            Ok(length.max(wanted))
+        };
+        let length =
+            extend().map_err(|error| Failure::io("extend the ledger in", &self.dir, &error))?;
+        self.file_bytes = length;
+        // The commit syncs the file, and with it the length that it promises.
+        self.write("note the length of the ledger in", |txn, tables| {
+            Ok(tables.meta.put(txn, meta::FILE_BYTES, &length.encode())?)
+        })
+    }
+
+    /// Refuses a file that is shorter than it was made.
+    fn refuse_if_shortened(&self) -> Result<(), Failure> {
+        let path = self.dir.join("data.mdb");
+        let length = std::fs::metadata(&path)
+            .map_err(|error| Failure::io("look at the ledger", &path, &error))?
+            .len();
+        match self.meta::<u64>(meta::FILE_BYTES)? {
+            Some(noted) if length < noted => Err(broken(
+                &path,
+                format!("it is truncated: {length} of {noted} bytes are there"),
+            )),
+            _ => Ok(()),
+        }
     }
 
     /// Runs `change` in a transaction and commits it. A full map is grown and the change replayed.
@@ -621,7 +663,10 @@ impl Ledger for Lmdb {
         self.write("commit records to the ledger in", |txn, tables| {
             // Recovery may record numbers out of order; everything else comes at the end of the table.
             let last = tables.records.last(txn)?.map(|(key, _)| key.to_vec());
-            let first = commit.records.first().map(|record| record.seq.to_be_bytes());
+            let first = commit
+                .records
+                .first()
+                .map(|record| record.seq.to_be_bytes());
             let flags = match (last, first) {
                 (Some(last), Some(first)) if last.as_slice() >= &first[..] => PutFlags::empty(),
                 _ => PutFlags::APPEND,
@@ -760,25 +805,15 @@ fn refuse_if_damaged(dir: &Path) -> Result<(), Failure> {
     let path = dir.join("data.mdb");
     let mut file = match File::open(&path) {
         Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return Err(broken(&path, "it is missing".into()));
+        }
         Err(error) => return Err(Failure::io("open the ledger", &path, &error)),
     };
     let read = |error: io::Error| Failure::io("read the ledger", &path, &error);
     let length = file.metadata().map_err(read)?.len();
-    let broken = |cause: String| {
-        Failure::new(
-            Exit::Io,
-            "use the ledger",
-            &path,
-            cause,
-            "it is damaged: restore the state directory from a backup; warehouse and manifests are untouched",
-        )
-    };
-    if length == 0 {
-        return Ok(());
-    }
     if length < 2 * PAGE_BYTES {
-        return Err(broken(format!("it is truncated to {length} bytes")));
+        return Err(broken(&path, format!("it is truncated to {length} bytes")));
     }
     let mut pages = vec![0; 2 * PAGE_BYTES as usize];
     file.read_exact(&mut pages).map_err(read)?;
@@ -791,15 +826,26 @@ fn refuse_if_damaged(dir: &Path) -> Result<(), Failure> {
         }
     }
     let Some((last_page, _)) = newest else {
-        return Err(broken("it is not an LMDB file".into()));
+        return Err(broken(&path, "it is not an LMDB file".into()));
     };
     let needed = (last_page + 1) * PAGE_BYTES;
     if length < needed {
-        return Err(broken(format!(
-            "it is truncated: {length} bytes, {needed} are in use"
-        )));
+        return Err(broken(
+            &path,
+            format!("it is truncated: {length} bytes, {needed} are in use"),
+        ));
     }
     Ok(())
+}
+
+fn broken(path: &Path, cause: String) -> Failure {
+    Failure::new(
+        Exit::Io,
+        "use the ledger",
+        path,
+        cause,
+        "it is damaged: restore the state directory from a backup; warehouse and manifests are untouched",
+    )
 }
 
 /// Last page and transaction of a meta page.
@@ -838,12 +884,12 @@ mod tests {
     #[test]
     fn the_last_page_is_read_as_lmdb_reports_it() {
         let dir = tempfile::tempdir().unwrap();
-        let mut ledger = Lmdb::open(dir.path(), Durability::None).unwrap();
+        let mut ledger = Lmdb::open(&dir.path().join("ledger"), Durability::None).unwrap();
         for seq in 1..200 {
             ledger.commit_records(&commit(seq)).unwrap();
         }
         let info = ledger.env.info();
-        let bytes = std::fs::read(dir.path().join("data.mdb")).unwrap();
+        let bytes = std::fs::read(dir.path().join("ledger/data.mdb")).unwrap();
         let newest = bytes
             .chunks(PAGE_BYTES as usize)
             .take(2)
@@ -856,18 +902,28 @@ mod tests {
     #[test]
     fn a_truncated_ledger_is_refused_and_a_whole_one_is_not() {
         let dir = tempfile::tempdir().unwrap();
-        let mut ledger = Lmdb::open(dir.path(), Durability::Full).unwrap();
+        let mut ledger = Lmdb::open(&dir.path().join("ledger"), Durability::Full).unwrap();
         for seq in 1..500 {
             ledger.commit_records(&commit(seq)).unwrap();
         }
         let used = (ledger.env.info().last_page_number as u64 + 1) * PAGE_BYTES;
         drop(ledger);
-        assert!(refuse_if_damaged(dir.path()).is_ok());
-        let data = dir.path().join("data.mdb");
-        for length in [used - 1, used / 2, PAGE_BYTES, 1] {
+        let dir = dir.path().join("ledger");
+        assert!(refuse_if_damaged(&dir).is_ok());
+        let data = dir.join("data.mdb");
+        let whole = std::fs::metadata(&data).unwrap().len();
+        let shorten = |length| {
             let file = OpenOptions::new().write(true).open(&data).unwrap();
             file.set_len(length).unwrap();
-            let failure = refuse_if_damaged(dir.path()).unwrap_err();
+        };
+        shorten(whole - 1);
+        let failure = Lmdb::open(&dir, Durability::Full).err().unwrap();
+        assert!(failure.to_string().contains("truncated"), "{failure}");
+        shorten(whole);
+        drop(Lmdb::open(&dir, Durability::Full).unwrap());
+        for length in [used - 1, used / 2, PAGE_BYTES, 1] {
+            shorten(length);
+            let failure = refuse_if_damaged(&dir).unwrap_err();
             assert_eq!(failure.exit, Exit::Io);
             assert!(failure.to_string().contains("truncated"), "{failure}");
         }
@@ -876,7 +932,7 @@ mod tests {
     #[test]
     fn a_full_map_grows_by_itself() {
         let dir = tempfile::tempdir().unwrap();
-        let mut ledger = Lmdb::open(dir.path(), Durability::None).unwrap();
+        let mut ledger = Lmdb::open(&dir.path().join("ledger"), Durability::None).unwrap();
         let small = 1 << 20;
         // SAFETY: no transaction is open.
         unsafe { ledger.env.resize(small) }.unwrap();

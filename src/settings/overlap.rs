@@ -26,11 +26,8 @@ struct Place<'a> {
 /// # Errors
 /// The first two directories that overlap. An input that is not recursive may hold other inputs.
 pub(super) fn refuse(settings: &Settings, purpose: Purpose) -> Result<(), SettingsError> {
-    let mut places = vec![
-        Place::new("the warehouse".into(), &settings.warehouse),
-        Place::new("the manifests directory".into(), &settings.manifests),
-        Place::new("the state directory".into(), &settings.state_path),
-    ];
+    // Inputs come first: what was given by hand is named before what a default brought along.
+    let mut places = Vec::new();
     if purpose == Purpose::Flow {
         places.extend(settings.sources.iter().map(|source| Place {
             is_input: true,
@@ -41,6 +38,11 @@ pub(super) fn refuse(settings: &Settings, purpose: Purpose) -> Result<(), Settin
             )
         }));
     }
+    places.extend([
+        Place::new("the warehouse".into(), &settings.warehouse),
+        Place::new("the manifests directory".into(), &settings.manifests),
+        Place::new("the state directory".into(), &settings.state_path),
+    ]);
     for (index, a) in places.iter().enumerate() {
         for b in &places[index + 1..] {
             if a.is_same(b) {
