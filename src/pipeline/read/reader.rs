@@ -34,6 +34,8 @@ use super::sidecar::{SIDECAR_BYTES_MAX, claimed_digest};
 const FILES_IN_FLIGHT: usize = 8;
 /// Reads in flight for one file: one is hashed while the next arrives.
 const READS_PER_FILE: usize = 2;
+/// A reader with more bytes than this before it leaves further files to the others: large files are shared out.
+const BYTES_IN_FLIGHT_MAX: u64 = 8 << 20;
 /// Bytes of one read. Larger ones leave the cache between kernel and hash.
 const READ_BYTES: usize = 256 << 10;
 /// Without a lease, a change within this time before the read may carry the same time stamp as one after it: file
@@ -156,6 +158,9 @@ impl Reader {
         let mut idle = self.slots.iter().all(Option::is_none);
         for index in 0..self.slots.len() {
             while self.slots[index].is_none() {
+                if self.bytes_to_come() > BYTES_IN_FLIGHT_MAX {
+                    return true;
+                }
                 let candidate = if idle {
                     match self.shared.candidates.pop() {
                         Some(candidate) => candidate,
@@ -178,6 +183,12 @@ impl Reader {
             }
         }
         true
+    }
+
+    /// Bytes that are still to be read of the files at hand.
+    fn bytes_to_come(&self) -> u64 {
+        let files = self.slots.iter().flatten();
+        files.map(|file| file.before.identity.size - file.next).sum()
     }
 
     /// Opens a candidate. True when its slot is taken.
