@@ -82,7 +82,11 @@ pub fn run(settings: &Settings) -> Result<(), Failure> {
             let (path, reason) = match entry {
                 Entry::Directory { .. } => continue,
                 Entry::Failed { path, error } => (path, error.to_string()),
-                Entry::Name { path, kind, .. } if kind == FileType::Directory => {
+                Entry::Name {
+                    path,
+                    kind: FileType::Directory,
+                    ..
+                } => {
                     if source.enters(&path) {
                         scan.enter(path);
                     }

@@ -21,6 +21,8 @@ pub struct ReadDone {
 }
 
 /// Where reads go.
+// One to a reader, and never moved while it works.
+#[allow(clippy::large_enum_variant)]
 #[derive(Debug)]
 pub enum ReadEngine {
     /// Through a ring.

@@ -819,10 +819,10 @@ fn refuse_if_damaged(dir: &Path) -> Result<(), Failure> {
     file.read_exact(&mut pages).map_err(read)?;
     let mut newest: Option<(u64, u64)> = None;
     for page in pages.chunks(PAGE_BYTES as usize) {
-        if let Some((last_page, txn)) = meta_page(page) {
-            if newest.is_none_or(|(_, newest_txn)| txn > newest_txn) {
-                newest = Some((last_page, txn));
-            }
+        if let Some((last_page, txn)) = meta_page(page)
+            && newest.is_none_or(|(_, newest_txn)| txn > newest_txn)
+        {
+            newest = Some((last_page, txn));
         }
     }
     let Some((last_page, _)) = newest else {

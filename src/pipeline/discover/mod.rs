@@ -395,16 +395,15 @@ impl Discoverer {
                     self.scans.pop_front();
                 }
                 Some(ScanEntry::Directory { path, fd }) => {
-                    if let (Some(watcher), true) =
-                        (&mut self.watcher, self.parts.inputs[input].inotify)
+                    if let Some(watcher) = &mut self.watcher
+                        && self.parts.inputs[input].inotify
+                        && let Err(error) = watcher.watch(input, &path, &fd)
                     {
-                        if let Err(error) = watcher.watch(input, &path, &fd) {
-                            let cause = format!(
-                                "cannot watch {}: {error}",
-                                self.parts.inputs[input].absolute(&path).display()
-                            );
-                            events::fallback("inotify", &cause, "rescans only");
-                        }
+                        let cause = format!(
+                            "cannot watch {}: {error}",
+                            self.parts.inputs[input].absolute(&path).display()
+                        );
+                        events::fallback("inotify", &cause, "rescans only");
                     }
                 }
                 Some(ScanEntry::Name { path, dir, kind }) => {
@@ -685,10 +684,10 @@ impl Discoverer {
             }
             // One file finds out whether there is room again.
             pause.retry_at = now + PAUSE_REST;
-            if let Some(candidate) = self.ready.pop_front() {
-                if let Err(candidate) = self.parts.candidates.try_push(candidate) {
-                    self.ready.push_front(candidate);
-                }
+            if let Some(candidate) = self.ready.pop_front()
+                && let Err(candidate) = self.parts.candidates.try_push(candidate)
+            {
+                self.ready.push_front(candidate);
             }
             return;
         }

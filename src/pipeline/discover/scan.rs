@@ -64,8 +64,25 @@ impl Scan {
         self.waiting.push(path);
     }
 
-    /// The next entry; `None` at the end.
-    pub fn next(&mut self) -> Option<Entry> {
+    fn begin(&mut self, path: PathBuf) -> Entry {
+        let open = |path: &Path| -> io::Result<(Dir, Arc<OwnedFd>)> {
+            let fd = Arc::new(open::dir_beneath(&*self.root, path)?);
+            Ok((Dir::read_from(&*fd)?, fd))
+        };
+        match open(&path) {
+            Ok((dir, fd)) => {
+                self.current = Some((dir, Arc::clone(&fd), path.clone()));
+                Entry::Directory { path, fd }
+            }
+            Err(error) => Entry::Failed { path, error },
+        }
+    }
+}
+
+impl Iterator for Scan {
+    type Item = Entry;
+
+    fn next(&mut self) -> Option<Entry> {
         loop {
             let Some((dir, fd, parent)) = &mut self.current else {
                 let path = self.waiting.pop()?;
@@ -91,20 +108,6 @@ impl Scan {
                     });
                 }
             }
-        }
-    }
-
-    fn begin(&mut self, path: PathBuf) -> Entry {
-        let open = |path: &Path| -> io::Result<(Dir, Arc<OwnedFd>)> {
-            let fd = Arc::new(open::dir_beneath(&*self.root, path)?);
-            Ok((Dir::read_from(&*fd)?, fd))
-        };
-        match open(&path) {
-            Ok((dir, fd)) => {
-                self.current = Some((dir, Arc::clone(&fd), path.clone()));
-                Entry::Directory { path, fd }
-            }
-            Err(error) => Entry::Failed { path, error },
         }
     }
 }

@@ -370,8 +370,7 @@ impl Reader {
                 return;
             }
             Err(error) => {
-                file.leaving
-                    .get_or_insert_with(|| Leave::Failed("read", error));
+                file.leaving.get_or_insert(Leave::Failed("read", error));
             }
         }
         file.chunks.remove(at);
@@ -414,10 +413,10 @@ impl Reader {
         let Some((buffer, bytes)) = front.here.take() else {
             return;
         };
-        if let (Some(copy), None) = (&file.copy, &file.leaving) {
-            if let Err(error) = copy.write(&buffer[..bytes], front.offset) {
-                file.leaving = Some(no_room_or("write the copy of", error));
-            }
+        if let (Some(copy), None) = (&file.copy, &file.leaving)
+            && let Err(error) = copy.write(&buffer[..bytes], front.offset)
+        {
+            file.leaving = Some(no_room_or("write the copy of", error));
         }
         front.offset += bytes as u64;
         front.length -= bytes;

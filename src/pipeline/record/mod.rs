@@ -1,6 +1,6 @@
 //! Recording: the only writer of ledger, manifests and warehouse.
 //!
-//! [`commit`] has the order of the protocol on one screen; [`recover`] the table of what a crash can leave. Both run
+//! `commit.rs` has the order of the protocol on one screen; `recover.rs` the table of what a crash can leave. Both run
 //! the same steps, against a real disk or a simulated one.
 
 mod classify;
