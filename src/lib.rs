@@ -11,6 +11,8 @@
 //! [`ledger`] the truth about it, [`io`] the door to the kernel, [`observe`] what is seen from outside,
 //! [`verify`] the check that ledger, manifests and warehouse agree.
 
+#![cfg_attr(not(test), deny(clippy::disallowed_methods))]
+
 pub mod cli;
 pub mod failure;
 pub mod ingestor;

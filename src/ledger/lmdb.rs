@@ -4,6 +4,8 @@
 //! longer than any page in use, and a shorter one is refused before it is mapped. How long it was made is noted in it, so
 //! that any truncation is found at the next start.
 #![allow(unsafe_code)]
+// The ledger makes and keeps its own directory.
+#![allow(clippy::disallowed_methods)]
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read};

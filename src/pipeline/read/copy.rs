@@ -50,6 +50,7 @@ impl CopyTarget {
                 Err(error) => return Err(error.into()),
             }
         }
+        #[allow(clippy::disallowed_methods)] // Swept at every start, so it need not be durable.
         match rustix::fs::mkdirat(&warehouse, layout::TMP_DIR, Mode::from_raw_mode(0o700)) {
             Ok(()) | Err(Errno::EXIST) => {}
             Err(error) => return Err(error.into()),

@@ -188,7 +188,9 @@ impl Reader {
     /// Bytes that are still to be read of the files at hand.
     fn bytes_to_come(&self) -> u64 {
         let files = self.slots.iter().flatten();
-        files.map(|file| file.before.identity.size - file.next).sum()
+        files
+            .map(|file| file.before.identity.size - file.next)
+            .sum()
     }
 
     /// Opens a candidate. True when its slot is taken.

@@ -118,6 +118,7 @@ pub fn leaving_name(uuid: &str, seq: u64, sidecar: bool) -> OsString {
 }
 
 /// Removes a temporary file of a copy that did not come about. One that stays is swept at the next start.
+#[allow(clippy::disallowed_methods)] // Of a reader, who has no `Disk`.
 pub fn remove_temporary(warehouse: impl AsFd, name: &OsStr) {
     if let Ok(dir) = crate::io::open::dir_beneath(warehouse, TMP_DIR.as_ref()) {
         let _ = rustix::fs::unlinkat(dir, name, rustix::fs::AtFlags::empty());
