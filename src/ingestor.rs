@@ -149,6 +149,8 @@ impl Flow {
         let failures = sender.clone();
         let shared = Arc::new(ReaderShared {
             candidates: Arc::clone(&candidates),
+            large: Queue::new(QUEUE_FILES),
+            idle: AtomicUsize::new(0),
             staged: Arc::clone(&staged),
             warehouse: Arc::clone(&session.warehouse.dir),
             io: match settings.disable.uring {

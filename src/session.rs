@@ -127,10 +127,12 @@ impl Session {
         let former = former_inputs(&sources, &inputs);
         if suspect_until.is_some() && settings.durability == Durability::Full {
             // What is dirty reaches the disk now, or the error shows now; later reads can then drop clean pages.
+            // Directories that were made and not yet synced when the last session ended are among it.
             let roots = inputs
                 .iter()
                 .map(|input| (&input.dir, &input.settings.input));
-            for (dir, path) in roots.chain([(&warehouse.dir, &warehouse.path)]) {
+            let own = [&warehouse, &manifests, &state].map(|place| (&place.dir, &place.path));
+            for (dir, path) in roots.chain(own) {
                 rustix::fs::syncfs(dir).map_err(|error| {
                     Failure::sync("sync the filesystem of", path, &error.into())
                 })?;

@@ -462,11 +462,15 @@ impl Discoverer {
                 *again |= by != SeenBy::Scan;
                 return;
             }
-            // Its timer looks at it soon enough; a flood of events costs nothing.
+            // Its timer looks at it soon enough. A close is worth a look, though: the interval begins with it.
             Some(Entry {
                 state: State::Waiting { due: Some(_), .. },
                 ..
-            }) if root.settings.mode == Mode::Stability && by != SeenBy::Timer => return,
+            }) if root.settings.mode == Mode::Stability
+                && !matches!(by, SeenBy::Timer | SeenBy::Finished) =>
+            {
+                return;
+            }
             _ => {}
         }
         let seen = match dir {
@@ -574,12 +578,19 @@ impl Discoverer {
             Step::Settled(proof) => self.settled(input, shared, seen.identity, proof),
             Step::Look { after, why } => {
                 let due = after.map(|after| now + after);
+                let running = match entry.state {
+                    State::Waiting { due, .. } => due.filter(|at| *at > now),
+                    State::InFlight { .. } => None,
+                };
+                // One timer a file: the one that runs comes first, and finds out how long is left.
+                let keeps = running.is_some() && running <= due;
+                let due = if keeps { running } else { due };
                 entry.state = State::Waiting { due, why };
-                if let Some(due) = due {
+                if let (Some(due), false) = (due, keeps) {
                     self.timers.push(Reverse((due, input, shared)));
                 }
                 let speaks = match why {
-                    Waiting::Still => changed,
+                    Waiting::Still => changed && by == SeenBy::Timer,
                     Waiting::HeldOpen | Waiting::Turn => false,
                     Waiting::Links => due.is_none(),
                     Waiting::Sidecar | Waiting::Empty | Waiting::Unreadable => true,

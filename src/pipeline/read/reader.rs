@@ -11,6 +11,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::fs::FileType;
@@ -34,8 +35,8 @@ use super::sidecar::{SIDECAR_BYTES_MAX, claimed_digest};
 const FILES_IN_FLIGHT: usize = 8;
 /// Reads in flight for one file: one is hashed while the next arrives.
 const READS_PER_FILE: usize = 2;
-/// A reader with more bytes than this before it leaves further files to the others: large files are shared out.
-const BYTES_IN_FLIGHT_MAX: u64 = 8 << 20;
+/// A file above this many bytes is large: a reader works on one of them at a time, beside its small ones.
+const LARGE_BYTES: u64 = 8 << 20;
 /// Bytes of one read. Larger ones leave the cache between kernel and hash.
 const READ_BYTES: usize = 256 << 10;
 /// Without a lease, a change within this time before the read may carry the same time stamp as one after it: file
@@ -50,6 +51,10 @@ const ERROR_REST: Duration = Duration::from_secs(1);
 pub struct ReaderShared {
     /// Where candidates come from.
     pub candidates: Arc<Queue<Candidate>>,
+    /// Large files that wait for a reader without one.
+    pub large: Queue<Candidate>,
+    /// Readers that have nothing to do.
+    pub idle: AtomicUsize,
     /// Where staged files go.
     pub staged: Arc<Queue<Staged<Handle>>>,
     /// Root of the warehouse, on whose filesystem copies are made.
@@ -65,7 +70,7 @@ pub struct ReaderShared {
     /// Signal that a broken lease raises.
     pub lease_signal: i32,
     /// Set when what waits in the queue is to be left in staging.
-    pub stopping: Arc<std::sync::atomic::AtomicBool>,
+    pub stopping: Arc<AtomicBool>,
     /// Latencies.
     pub metrics: Arc<Metrics>,
     /// Takes a sync that failed to the main thread.
@@ -112,6 +117,21 @@ fn token(slot: usize, number: u64) -> u64 {
     number << 8 | slot as u64
 }
 
+/// What a reader finds to do.
+#[allow(
+    clippy::large_enum_variant,
+    reason = "it lives on the stack for a moment"
+)]
+enum Next {
+    Candidate(Candidate),
+    NothingNow,
+    NothingEver,
+}
+
+fn is_large(candidate: &Candidate) -> bool {
+    candidate.identity.size > LARGE_BYTES
+}
+
 /// Why a file does not become [`Staged`].
 enum Leave {
     With(Fate),
@@ -155,46 +175,61 @@ impl Reader {
 
     /// Fills free slots. False when there is nothing left to do, ever.
     fn take_candidates(&mut self) -> bool {
-        let mut idle = self.slots.iter().all(Option::is_none);
         for index in 0..self.slots.len() {
             while self.slots[index].is_none() {
-                if self.bytes_to_come() > BYTES_IN_FLIGHT_MAX {
-                    return true;
-                }
-                let candidate = if idle {
-                    match self.shared.candidates.pop() {
-                        Some(candidate) => candidate,
-                        None => return false,
-                    }
-                } else {
-                    match self.shared.candidates.try_pop() {
-                        Some(candidate) => candidate,
-                        None => return true,
-                    }
+                let candidate = match self.next_candidate() {
+                    Next::Candidate(candidate) => candidate,
+                    Next::NothingNow => return true,
+                    Next::NothingEver => return false,
                 };
-                if self
-                    .shared
-                    .stopping
-                    .load(std::sync::atomic::Ordering::Relaxed)
-                {
-                    continue;
+                if !self.shared.stopping.load(Ordering::Relaxed) {
+                    self.start(index, candidate);
                 }
-                idle &= !self.start(index, candidate);
             }
         }
         true
     }
 
-    /// Bytes that are still to be read of the files at hand.
-    fn bytes_to_come(&self) -> u64 {
-        let files = self.slots.iter().flatten();
-        files
-            .map(|file| file.before.identity.size - file.next)
-            .sum()
+    /// The next file for this reader. Large ones are shared out: a reader that has one leaves the next to whoever is
+    /// free first, and goes on with small ones, so that none of them waits behind a large one.
+    fn next_candidate(&self) -> Next {
+        let shared = &self.shared;
+        let mut files = self.slots.iter().flatten();
+        let has_large = files.any(|file| is_large(&file.candidate));
+        let left = if has_large {
+            None
+        } else {
+            shared.large.try_pop()
+        };
+        if let Some(candidate) = left {
+            return Next::Candidate(candidate);
+        }
+        if self.slots.iter().all(Option::is_none) {
+            shared.idle.fetch_add(1, Ordering::AcqRel);
+            let candidate = shared.candidates.pop();
+            shared.idle.fetch_sub(1, Ordering::AcqRel);
+            return candidate.map_or(Next::NothingEver, Next::Candidate);
+        }
+        if has_large && shared.idle.load(Ordering::Acquire) > 0 {
+            return Next::NothingNow;
+        }
+        loop {
+            let candidate = match shared.candidates.try_pop() {
+                None => return Next::NothingNow,
+                Some(candidate) => candidate,
+            };
+            if !(has_large && is_large(&candidate)) {
+                return Next::Candidate(candidate);
+            }
+            // This reader takes it up again itself if nobody is faster.
+            if let Err(candidate) = shared.large.try_push(candidate) {
+                return Next::Candidate(candidate);
+            }
+        }
     }
 
-    /// Opens a candidate. True when its slot is taken.
-    fn start(&mut self, index: usize, candidate: Candidate) -> bool {
+    /// Opens a candidate; its slot stays free if it cannot be read now.
+    fn start(&mut self, index: usize, candidate: Candidate) {
         let began = Instant::now();
         let queued = began.saturating_duration_since(candidate.settled_at);
         self.shared.metrics.record(Stage::Queue, queued);
@@ -213,12 +248,8 @@ impl Reader {
                     began,
                 });
                 self.submit(index);
-                true
             }
-            Err(leave) => {
-                conclude(&self.shared, candidate, leave);
-                false
-            }
+            Err(leave) => conclude(&self.shared, candidate, leave),
         }
     }
 
@@ -629,10 +660,7 @@ fn conclude(shared: &ReaderShared, candidate: Candidate, leave: Leave) {
             let remedy =
                 "it stays in staging and is tried again; check its permissions and the device";
             events::file_failed(&path, operation, &error.to_string(), remedy);
-            shared
-                .metrics
-                .errors
-                .fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            shared.metrics.errors.fetch_add(1, Ordering::Relaxed);
             candidate.ticket.close(Fate::Again {
                 after: ERROR_REST,
                 why: Waiting::Unreadable,

@@ -227,8 +227,9 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
                 item.dropped = Some(again);
                 Ok(())
             }
-            // Its name is taken again, or its directory went.
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists || is_absent(&error) => {
+            Err(error) if crate::pipeline::is_no_room(&error) => Err(failed(error)),
+            // Its name is taken again, its directory went, or it was never there: a copy on another filesystem.
+            Err(_) => {
                 let aside = self.changed_path(&arrival);
                 touched.insert((Root::Warehouse, parent(&aside)));
                 self.move_name(
@@ -240,7 +241,6 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
                 self.set_aside(item, aside);
                 Ok(())
             }
-            Err(error) => Err(failed(error)),
         }
     }
 
