@@ -113,6 +113,7 @@ impl Flow {
         let disk = RealDisk {
             durable: settings.durability == Durability::Full,
             syncfs: session.syncfs,
+            lease_signal: None,
         };
 
         // Recovery comes before everything that could see its files.

@@ -39,7 +39,7 @@ pub trait Disk {
     /// Removes a name.
     fn unlink(&self, dir: &Self::Dir, name: &OsStr) -> io::Result<()>;
 
-    /// Opens a file for reading.
+    /// Opens a file for reading, under a lease where one is to be had. WouldBlock: somebody has it open for writing.
     fn open(&self, dir: &Self::Dir, name: &OsStr) -> io::Result<Self::File>;
     /// Opens a file for reading and writing, and makes it if it is not there. Its content stays.
     fn create(&self, dir: &Self::Dir, name: &OsStr) -> io::Result<Self::File>;
@@ -99,6 +99,8 @@ pub struct RealDisk {
     pub durable: bool,
     /// Whether one `syncfs` may stand for many `fsync`s. Not on overlayfs and FUSE, where it can hide an error.
     pub syncfs: bool,
+    /// The signal that a broken lease raises; `None` takes no leases.
+    pub lease_signal: Option<i32>,
 }
 
 /// From this many files on, one `syncfs` is cheaper than a sync for each (measured: ext4, kernel 6.18).
@@ -172,7 +174,15 @@ impl Disk for RealDisk {
     }
 
     fn open(&self, dir: &DirHandle, name: &OsStr) -> io::Result<Handle> {
-        Ok(Handle::new(open::file_beneath(dir, name)?))
+        let fd = open::file_beneath(dir, name)?;
+        match self
+            .lease_signal
+            .map(|signal| lease::set_read_lease(fd.as_fd(), signal))
+        {
+            Some(Ok(())) => Ok(Handle::leased(fd)),
+            Some(Err(error)) if error.kind() == io::ErrorKind::WouldBlock => Err(error),
+            _ => Ok(Handle::new(fd)),
+        }
     }
 
     fn create(&self, dir: &DirHandle, name: &OsStr) -> io::Result<Handle> {

@@ -111,7 +111,7 @@ pub struct Copied<File> {
     /// Its state.
     pub identity: Identity,
     /// Its name in `_tmp`, on filesystems that have no unnamed files.
-    pub temporary: Option<std::ffi::OsString>,
+    pub temporary: Option<read::copy::Temporary>,
 }
 
 /// A rule that a file's content breaks; the file is set aside.

@@ -1,11 +1,11 @@
 //! The copy of a file on the warehouse's filesystem, written from the very buffers that were hashed.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use rustix::fs::{Mode, OFlags, Timespec, Timestamps};
+use rustix::fs::{AtFlags, Mode, OFlags, Timespec, Timestamps};
 use rustix::io::Errno;
 
 use crate::io::disk::Handle;
@@ -20,8 +20,33 @@ const HOLE_BYTES: usize = 4096;
 #[derive(Debug)]
 pub struct CopyTarget {
     fd: OwnedFd,
-    temporary: Option<OsString>,
+    temporary: Option<Temporary>,
     sparse: bool,
+}
+
+/// The name of a copy in `_tmp`. It goes when the copy is dropped; by then a placed copy has another name.
+#[derive(Debug)]
+pub struct Temporary {
+    dir: OwnedFd,
+    name: OsString,
+}
+
+impl Temporary {
+    /// The name.
+    pub fn name(&self) -> &OsStr {
+        &self.name
+    }
+}
+
+impl Drop for Temporary {
+    #[allow(
+        clippy::disallowed_methods,
+        reason = "the recorder's disk is not there when a reader gives up"
+    )]
+    fn drop(&mut self) {
+        // What stays is swept at the next start.
+        let _ = rustix::fs::unlinkat(&self.dir, &self.name, AtFlags::empty());
+    }
 }
 
 static NEXT: AtomicU64 = AtomicU64::new(0);
@@ -61,7 +86,7 @@ impl CopyTarget {
         let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDWR | OFlags::CLOEXEC;
         Ok(CopyTarget {
             fd: rustix::fs::openat(&dir, &name, flags, mode)?,
-            temporary: Some(name),
+            temporary: Some(Temporary { dir, name }),
             sparse,
         })
     }
@@ -117,13 +142,6 @@ impl CopyTarget {
             file: Handle::new(self.fd),
             temporary: self.temporary,
         })
-    }
-
-    /// Removes what an abandoned copy left behind.
-    pub fn abandon(self, warehouse: impl AsFd) {
-        if let Some(name) = self.temporary {
-            layout::remove_temporary(warehouse, &name);
-        }
     }
 }
 

@@ -509,9 +509,6 @@ impl Reader {
         let (sidecar, copy) = match whole {
             Ok(whole) => whole,
             Err(leave) => {
-                if let Some(copy) = file.copy.take() {
-                    copy.abandon(&*self.shared.warehouse);
-                }
                 return conclude(&self.shared, file.candidate, leave);
             }
         };

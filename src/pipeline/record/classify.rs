@@ -89,8 +89,16 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
                     continue;
                 }
                 (None, Some(key)) => match known.get(&key) {
-                    Some(&of) if self.stored_copy_stands(dirs, of)? => Outcome::Duplicate { of },
-                    _ => Outcome::Ingest,
+                    None => Outcome::Ingest,
+                    Some(&of) => match self.stored_copy_stands(dirs, of)? {
+                        Ok(true) => Outcome::Duplicate { of },
+                        Ok(false) => Outcome::Ingest,
+                        Err(error) => {
+                            let fate = fate_of(&error, "compare with", &self.first_path(of));
+                            staged.candidate.ticket.close(fate);
+                            continue;
+                        }
+                    },
                 },
                 (None, None) => Outcome::Ingest,
             };
@@ -134,6 +142,8 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
             items.push(Item {
                 arrival,
                 staged: Some(staged),
+                held: None,
+                set_aside: false,
                 line,
                 dropped: None,
             });
@@ -200,12 +210,12 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
     }
 
     /// Whether the file that an earlier arrival brought is still in the warehouse. If somebody took it, the newcomer is
-    /// what is left of that content.
+    /// what is left of that content. The inner error is that of looking.
     pub(super) fn stored_copy_stands(
         &self,
         dirs: &mut BatchDirs<D>,
         of: u64,
-    ) -> Result<bool, Failure> {
+    ) -> Result<io::Result<bool>, Failure> {
         let Some(first) = self.ledger_arrival(of)? else {
             return Err(Failure::new(
                 Exit::Io,
@@ -215,32 +225,35 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
                 "restore the state directory from a backup; `ringest verify` lists what does not agree",
             ));
         };
-        let path = self.placed_path(&first);
-        let failed = |error: io::Error| Failure::io("look at", &path, &error);
         let dir = match self.dir_of(dirs, Root::Warehouse, &first.placed, false)? {
             Ok(dir) => dir,
-            Err(error) if is_absent(&error) => return Ok(false),
-            Err(error) => return Err(failed(error)),
+            Err(error) if is_absent(&error) => return Ok(Ok(false)),
+            Err(error) => return Ok(Err(error)),
         };
         let name = first.placed.file_name().unwrap_or_default();
-        let Some(stat) = self.disk.stat(&dir, name).map_err(failed)? else {
-            return Ok(false);
+        let stat = match self.disk.stat(&dir, name) {
+            Ok(Some(stat)) => stat,
+            Ok(None) => return Ok(Ok(false)),
+            Err(error) => return Ok(Err(error)),
         };
         if stat.kind != rustix::fs::FileType::RegularFile
             || stat.identity.size != first.identity.size
         {
-            return Ok(false);
+            return Ok(Ok(false));
         }
         if stat.identity.inode == first.placed_inode {
-            return Ok(true);
+            return Ok(Ok(true));
         }
         // Restored from a backup, perhaps: its content decides.
         let file = match self.disk.open(&dir, name) {
             Ok(file) => file,
-            Err(error) if is_absent(&error) => return Ok(false),
-            Err(error) => return Err(failed(error)),
+            Err(error) if is_absent(&error) => return Ok(Ok(false)),
+            Err(error) => return Ok(Err(error)),
         };
-        Ok(self.digest_of(&file, &path)? == first.digest)
+        let path = self.placed_path(&first);
+        Ok(self
+            .digest_of(&file, &path)?
+            .map(|digest| digest == first.digest))
     }
 
     /// The arrival recorded under a number.

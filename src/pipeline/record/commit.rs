@@ -225,14 +225,20 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
                     return Ok(());
                 }
                 Err(error) => {
-                    let reason = format!("no room for the manifest: {error}");
-                    if self.metrics.pause(&reason) {
-                        events::intake_paused(&reason);
-                    }
-                    std::thread::sleep(FULL_DISK_REST);
+                    let path = self.manifest.file_path(lines.hour);
+                    self.wait_for_room(&path, &error);
                 }
             }
         }
+    }
+
+    /// Waits a moment for room that has been promised already.
+    pub(super) fn wait_for_room(&self, path: &Path, error: &std::io::Error) {
+        let reason = format!("no room for {}: {error}", path.display());
+        if self.metrics.pause(&reason) {
+            events::intake_paused(&reason);
+        }
+        std::thread::sleep(FULL_DISK_REST);
     }
 
     /// Tells everyone who waits.

@@ -1,7 +1,6 @@
 //! Names on disk: partitions, file names in the warehouse, manifests, markers. All pure functions.
 
 use std::ffi::{OsStr, OsString};
-use std::os::fd::AsFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
@@ -91,9 +90,13 @@ pub fn aside_names(name: &OsStr, seq: u64) -> impl Iterator<Item = OsString> {
     })
 }
 
-/// `<name>.<seq>`, cut to fit.
+/// `<name>.<seq>`, cut so that the name of its reason fits too.
 pub fn numbered(name: &OsStr, seq: u64) -> OsString {
-    with_suffix(name, &format!(".{seq}"))
+    let number = format!(".{seq}");
+    let room = NAME_BYTES_MAX - number.len() - REASON_SUFFIX.len();
+    let mut new = cut(name.as_bytes(), room).to_vec();
+    new.extend(number.as_bytes());
+    OsString::from_vec(new)
 }
 
 /// The name of the file that says why `name` was set aside.
@@ -115,14 +118,6 @@ pub fn changed_path(partition: &Path, path: &Path, seq: u64) -> PathBuf {
 pub fn leaving_name(uuid: &str, seq: u64, sidecar: bool) -> OsString {
     let kind = if sidecar { ".sidecar" } else { "" };
     format!(".ringest-{uuid}-{seq}{kind}").into()
-}
-
-/// Removes a temporary file of a copy that did not come about. One that stays is swept at the next start.
-#[allow(clippy::disallowed_methods)] // Of a reader, who has no `Disk`.
-pub fn remove_temporary(warehouse: impl AsFd, name: &OsStr) {
-    if let Ok(dir) = crate::io::open::dir_beneath(warehouse, TMP_DIR.as_ref()) {
-        let _ = rustix::fs::unlinkat(dir, name, rustix::fs::AtFlags::empty());
-    }
 }
 
 fn with_infix(name: &OsStr, infix: &str) -> OsString {
@@ -214,6 +209,9 @@ mod tests {
             }
             let distinct: std::collections::HashSet<_> = tried.iter().collect();
             prop_assert!(distinct.len() >= 4, "{tried:?}");
+            let reasons: std::collections::HashSet<_> =
+                aside_names(&name, seq).map(|name| reason_name(&name)).collect();
+            prop_assert_eq!(reasons.len(), 2);
         }
     }
 }

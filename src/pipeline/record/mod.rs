@@ -129,6 +129,10 @@ struct Item<File> {
     arrival: Arrival,
     /// The open file; `None` when recovery found the arrival in the ledger.
     staged: Option<Staged<File>>,
+    /// What recovery holds open of it, under a lease where one is to be had.
+    held: Option<File>,
+    /// Whether it was set aside because it changed: then it need not be what was hashed.
+    set_aside: bool,
     /// Its manifest line, if it gets one.
     line: Option<Vec<u8>>,
     /// Set when it is not recorded after all: what the discoverer hears.
@@ -298,27 +302,27 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
         manifest::line(arrival, name, input, &self.warehouse.path)
     }
 
-    /// SHA-256 of a file in the warehouse, as the disk holds it when the cache is not to be trusted.
-    fn digest_of(&self, file: &D::File, path: &Path) -> Result<Digest, Failure> {
-        let failed = |error| Failure::io("read", path, &error);
+    /// SHA-256 of a file in the warehouse, as the disk holds it when the cache is not to be trusted. The inner error is
+    /// that of reading it.
+    fn digest_of(&self, file: &D::File, path: &Path) -> Result<std::io::Result<Digest>, Failure> {
+        use crate::pipeline::read::digest;
         if self.suspect {
             self.disk.forget_cached(file).map_err(|error| {
                 Failure::sync("sync before reading past the cache", path, &error)
             })?;
         }
-        let mut stream = crate::pipeline::read::digest::Stream::default();
+        let mut stream = digest::Stream::default();
         let mut buffer = vec![0; 1 << 20];
         let mut offset = 0;
         loop {
-            let bytes = self
-                .disk
-                .read_at(file, &mut buffer, offset)
-                .map_err(failed)?;
-            if bytes == 0 {
-                return Ok(stream.finish());
+            match self.disk.read_at(file, &mut buffer, offset) {
+                Ok(0) => return Ok(Ok(stream.finish())),
+                Ok(bytes) => {
+                    digest::update(&mut [(&mut stream, &buffer[..bytes])]);
+                    offset += bytes as u64;
+                }
+                Err(error) => return Ok(Err(error)),
             }
-            crate::pipeline::read::digest::update(&mut [(&mut stream, &buffer[..bytes])]);
-            offset += bytes as u64;
         }
     }
 }

@@ -15,6 +15,16 @@ use super::classify::is_absent;
 use super::place::name_of;
 use super::{BatchDirs, Item, Recorder, Root, layout};
 
+/// How it went.
+enum Removal {
+    /// What was owed is done, or no longer there to be done.
+    Gone,
+    /// The file cannot be removed, and why.
+    Stays(String),
+    /// Not now.
+    Later,
+}
+
 /// Why a file was set aside, as its `.reason.json` says it.
 #[derive(Serialize)]
 struct Reason<'a> {
@@ -41,13 +51,16 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
         let mut dirs = BatchDirs::default();
         let mut touched = BTreeSet::new();
         for owed in owed {
-            if owed.kind == OwedKind::Reason {
-                self.write_reason(&mut dirs, &owed, &mut touched)?;
-            } else {
-                let item = open.get(&owed.seq).copied();
-                if let Some(reason) = self.remove(&mut dirs, &owed, item, &mut touched)? {
-                    self.keep(&mut dirs, &owed, reason, &mut done)?;
-                }
+            let item = open.get(&owed.seq).copied();
+            let removal = match owed.kind {
+                OwedKind::Reason => self.write_reason(&mut dirs, &owed, &mut touched)?,
+                _ => self.remove(&mut dirs, &owed, item, &mut touched)?,
+            };
+            match removal {
+                Removal::Gone => {}
+                Removal::Stays(reason) => self.keep(&mut dirs, &owed, reason, &mut done),
+                // The row stays; the next start tries again.
+                Removal::Later => continue,
             }
             done.paid.push((owed.seq, owed.kind));
         }
@@ -59,24 +72,25 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
     }
 
     /// Removes a name: renamed to a hidden one in its own directory, looked at, and only then unlinked, so that a file
-    /// that took its place a moment ago is not hit. Gives back why it stays, if it does.
+    /// that took its place a moment ago is not hit.
     fn remove(
         &self,
         dirs: &mut BatchDirs<D>,
         owed: &Owed,
         item: Option<&Item<D::File>>,
         touched: &mut BTreeSet<(Root, PathBuf)>,
-    ) -> Result<Option<String>, Failure> {
+    ) -> Result<Removal, Failure> {
         let root = Root::Input(owed.source);
         let path = self.input_path(owed.source).join(&owed.path);
         let failed = |error: io::Error| Failure::io("remove", &path, &error);
         if !self.inputs.contains_key(&owed.source) {
-            return Ok(Some("its staging directory is not there".into()));
+            events::file_kept(&path, "its staging directory is not there");
+            return Ok(Removal::Later);
         }
         let dir = match self.dir_of(dirs, root, &owed.path, false)? {
             Ok(dir) => dir,
-            Err(error) if is_absent(&error) => return Ok(None),
-            Err(error) => return Ok(Some(error.to_string())),
+            Err(error) if is_absent(&error) => return Ok(Removal::Gone),
+            Err(error) => return Ok(Removal::Stays(error.to_string())),
         };
         let parent = owed.path.parent().unwrap_or(Path::new(""));
         touched.insert((root, parent.to_path_buf()));
@@ -84,43 +98,40 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
         let hidden = layout::leaving_name(&self.uuid, owed.seq, owed.kind == OwedKind::Sidecar);
         if self.disk.stat(&dir, &hidden).map_err(failed)?.is_none() {
             let Some(seen) = self.disk.stat(&dir, name).map_err(failed)? else {
-                return Ok(None);
+                return Ok(Removal::Gone);
             };
-            // Whatever has its name by now is a new arrival.
-            if !is_meant(owed, &seen) || !self.may_go(dirs, owed, item)? {
-                return Ok(None);
+            // Whatever has its name by now is a new arrival, or was touched since. The rename below changes ctime.
+            let untouched = seen.identity.ctime == owed.identity.ctime;
+            if !untouched || !is_meant(owed, &seen) || !self.may_go(dirs, owed, item)? {
+                return Ok(Removal::Gone);
             }
             match self.disk.rename(&dir, name, &dir, &hidden) {
                 Ok(()) => {}
-                Err(error) if is_absent(&error) => return Ok(None),
-                Err(error) => return Ok(Some(error.to_string())),
+                Err(error) if is_absent(&error) => return Ok(Removal::Gone),
+                Err(error) => return Ok(Removal::Stays(error.to_string())),
             }
         }
         let seen = self.disk.stat(&dir, &hidden).map_err(failed)?;
         let meant = seen.is_some_and(|seen| is_meant(owed, &seen));
-        let unbroken = item
-            .filter(|_| owed.kind != OwedKind::Sidecar)
-            .and_then(|item| item.staged.as_ref())
-            .is_none_or(|staged| self.disk.unbroken(&staged.file));
-        let stays = if meant && unbroken {
+        let mut stays = Removal::Gone;
+        if meant && self.may_go(dirs, owed, item)? {
             match self.disk.unlink(&dir, &hidden) {
-                Ok(()) => return Ok(None),
-                Err(error) if is_absent(&error) => return Ok(None),
-                Err(error) => Some(error.to_string()),
+                Ok(()) => return Ok(Removal::Gone),
+                Err(error) if is_absent(&error) => return Ok(Removal::Gone),
+                Err(error) => stays = Removal::Stays(error.to_string()),
             }
-        } else {
-            None
-        };
+        }
         // Not ours, or not to be removed: it gets its name back, or the next free one.
         let numbered = layout::numbered(name, owed.seq);
         for name in [name, &numbered] {
             match self.disk.rename(&dir, &hidden, &dir, name) {
-                Ok(()) => break,
+                Ok(()) => return Ok(stays),
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
                 Err(error) => return Err(failed(error)),
             }
         }
-        Ok(stays)
+        events::file_kept(&path, "its name and the next one are taken");
+        Ok(Removal::Later)
     }
 
     /// Whether a name may go: nobody came back to the file, and of a duplicate the first is still stored.
@@ -141,27 +152,18 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
                 return Ok(false);
             };
             if let Outcome::Duplicate { of } = arrival.outcome {
-                return self.stored_copy_stands(dirs, of);
+                return Ok(self.stored_copy_stands(dirs, of)?.unwrap_or(false));
             }
         }
         Ok(true)
     }
 
     /// Remembers a file that cannot be removed.
-    fn keep(
-        &self,
-        dirs: &mut BatchDirs<D>,
-        owed: &Owed,
-        reason: String,
-        done: &mut Commit,
-    ) -> Result<(), Failure> {
+    fn keep(&self, dirs: &mut BatchDirs<D>, owed: &Owed, reason: String, done: &mut Commit) {
         let path = self.input_path(owed.source).join(&owed.path);
         events::file_kept(&path, &reason);
-        if !self.inputs.contains_key(&owed.source) {
-            return Ok(());
-        }
-        let seen = self.look(dirs, Root::Input(owed.source), &owed.path)?;
-        if let Some(seen) = seen {
+        // What cannot even be looked at cannot be read again either.
+        if let Ok(Some(seen)) = self.look(dirs, Root::Input(owed.source), &owed.path) {
             done.kept.push(Kept {
                 source: owed.source,
                 path: owed.path.clone(),
@@ -170,7 +172,6 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
                 reason,
             });
         }
-        Ok(())
     }
 
     /// Writes why a file was set aside. What it says is a function of the record, so writing it again is harmless.
@@ -179,12 +180,12 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
         dirs: &mut BatchDirs<D>,
         owed: &Owed,
         touched: &mut BTreeSet<(Root, PathBuf)>,
-    ) -> Result<(), Failure> {
+    ) -> Result<Removal, Failure> {
         let Some(arrival) = self.ledger_arrival(owed.seq)? else {
-            return Ok(());
+            return Ok(Removal::Gone);
         };
         let (rule, message) = match &arrival.outcome {
-            Outcome::Ingest => return Ok(()),
+            Outcome::Ingest => return Ok(Removal::Gone),
             Outcome::Duplicate { of } => {
                 let first = self.first_path(*of);
                 let message = format!("same content as arrival {of}, {}", first.display());
@@ -204,32 +205,30 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
         bytes.push(b'\n');
         let path = self.placed_path(&arrival);
         let failed = |error: io::Error| Failure::io("write the reason of", &path, &error);
-        let dir = self
+        let written = self
             .dir_of(dirs, Root::Warehouse, &owed.path, true)?
-            .map_err(failed)?;
-        let file = self
-            .disk
-            .create(&dir, &layout::reason_name(name_of(&owed.path)))
-            .map_err(failed)?;
-        match self.disk.write_at(&file, &bytes, 0) {
-            Ok(()) => {}
-            // The record stands without it; a full disk is no reason to stop.
+            .and_then(|dir| {
+                let name = layout::reason_name(name_of(&owed.path));
+                let file = self.disk.create(&dir, &name)?;
+                self.disk.write_at(&file, &bytes, 0)?;
+                Ok(file)
+            });
+        let file = match written {
+            Ok(file) => file,
+            // The record stands without it for now.
             Err(error) if crate::pipeline::is_no_room(&error) => {
-                events::file_failed(
-                    &path,
-                    "write the reason of",
-                    &error.to_string(),
-                    "free space",
-                );
+                let remedy = "free space; it is written at the next start";
+                events::file_failed(&path, "write the reason of", &error.to_string(), remedy);
+                return Ok(Removal::Later);
             }
             Err(error) => return Err(failed(error)),
-        }
+        };
         self.disk
             .sync_files(&self.warehouse.dir, &[&file])
             .map_err(|error| Failure::sync("sync the reason of", &path, &error))?;
         let parent = owed.path.parent().unwrap_or(Path::new(""));
         touched.insert((Root::Warehouse, parent.to_path_buf()));
-        Ok(())
+        Ok(Removal::Gone)
     }
 }
 

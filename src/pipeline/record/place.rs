@@ -9,7 +9,7 @@ use std::time::Duration;
 use rustix::io::Errno;
 
 use crate::failure::Failure;
-use crate::io::{Disk, FileStat};
+use crate::io::{Disk, FileStat, Timestamp};
 use crate::ledger::{Arrival, Ledger, Outcome, Placement};
 use crate::observe::events;
 use crate::pipeline::{Fate, Waiting};
@@ -36,6 +36,19 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
             let source = Root::Input(arrival.source);
             let placed = match (arrival.placement, &staged.copy) {
                 (Placement::Rename, _) => {
+                    // A rename moves whatever has the name by now; most replacements are seen here.
+                    let seen = self.look(dirs, source, &arrival.path)?;
+                    if seen.is_some_and(|seen| seen.identity.inode != arrival.identity.inode) {
+                        events::file_changed(
+                            &self.source_path(arrival),
+                            "replaced before it was placed",
+                        );
+                        item.dropped = Some(Fate::Again {
+                            after: Duration::ZERO,
+                            why: Waiting::Still,
+                        });
+                        continue;
+                    }
                     match self.move_name(
                         dirs,
                         (source, &arrival.path),
@@ -51,7 +64,7 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
                         Err(error) => Err(error),
                     },
                     Some(temporary) => {
-                        let temporary = Path::new(layout::TMP_DIR).join(temporary);
+                        let temporary = Path::new(layout::TMP_DIR).join(temporary.name());
                         self.move_name(
                             dirs,
                             (Root::Warehouse, &temporary),
@@ -154,22 +167,40 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
     ) -> Result<(), Failure> {
         let mut touched = BTreeSet::new();
         for item in items.iter_mut() {
-            if item.dropped.is_some() || item.arrival.placement == Placement::None {
+            let placed = item.arrival.placement != Placement::None;
+            if item.dropped.is_some() || item.set_aside || !placed {
                 continue;
             }
             let arrival = &item.arrival;
             let seen = self.look(dirs, Root::Warehouse, &arrival.placed)?;
-            let unbroken = item
-                .staged
-                .as_ref()
-                .is_none_or(|staged| self.disk.unbroken(&staged.file));
-            if unbroken && seen.is_some_and(|stat| is_as_hashed(arrival, &stat)) {
+            let staged = item.staged.as_ref();
+            let open = staged.map(|staged| &staged.file).or(item.held.as_ref());
+            let unbroken = open.is_none_or(|file| self.disk.unbroken(file));
+            let copy = staged.and_then(|staged| staged.copy.as_ref());
+            let mtime = match arrival.placement {
+                Placement::Copy => copy.map(|copy| copy.identity.mtime),
+                _ => Some(arrival.identity.mtime),
+            };
+            if unbroken && seen.is_some_and(|stat| is_as_hashed(arrival, mtime, &stat)) {
                 continue;
             }
             // A placed name was moved by somebody else, or its file was written to.
             self.undo(dirs, item, seen, &mut touched)?;
         }
-        self.sync_all(dirs, touched)
+        self.sync_undone(dirs, touched)
+    }
+
+    /// Makes what was taken back durable in staging before it leaves the warehouse for good.
+    pub(super) fn sync_undone(
+        &self,
+        dirs: &mut BatchDirs<D>,
+        touched: BTreeSet<(Root, PathBuf)>,
+    ) -> Result<(), Failure> {
+        let (warehouse, staging): (BTreeSet<_>, BTreeSet<_>) = touched
+            .into_iter()
+            .partition(|(root, _)| *root == Root::Warehouse);
+        self.sync_all(dirs, staging)?;
+        self.sync_all(dirs, warehouse)
     }
 
     /// Takes a placement back. The caller syncs the directories in `touched` before the intent is dropped.
@@ -246,6 +277,7 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
 
     /// Turns an arrival into one that was set aside because it changed after it was placed.
     pub(super) fn set_aside(&self, item: &mut Item<D::File>, aside: PathBuf) {
+        item.set_aside = true;
         item.line = None;
         item.arrival.key = None;
         item.arrival.placed = aside;
@@ -304,12 +336,13 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
     }
 }
 
-/// Whether a placed file is what was hashed. Its ctime changed when it was renamed.
-pub(super) fn is_as_hashed(arrival: &Arrival, placed: &FileStat) -> bool {
+/// Whether a placed file is what was hashed. Its ctime changed when it was renamed. The mtime of a copy is what its
+/// filesystem made of the source's; recovery, which has compared the digest, does without it.
+fn is_as_hashed(arrival: &Arrival, mtime: Option<Timestamp>, placed: &FileStat) -> bool {
     placed.identity.inode == arrival.placed_inode
         && placed.links == 1
         && placed.identity.size == arrival.identity.size
-        && placed.identity.mtime == arrival.identity.mtime
+        && mtime.is_none_or(|mtime| placed.identity.mtime == mtime)
 }
 
 pub(super) fn name_of(path: &Path) -> &OsStr {

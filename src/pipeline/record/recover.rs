@@ -9,7 +9,8 @@
 //! | 4, 5 | intent, its inode at the destination, digest right | goes on at step 5 |
 //! | 4, 5 | the same, and its source too (a rename of which one directory is durable) | makes the destination durable, removes the source name, goes on |
 //! | 4, 5 | intent, its inode at the destination, digest wrong | undoes it |
-//! | 4, 5 | another inode at the destination | leaves it; drops the intent |
+//! | 4, 5 | another inode at the destination, its source still there | leaves it; drops the intent |
+//! | 4, 5 | another inode at the destination, its source not (a file that replaced it was moved instead) | undoes it |
 //! | undo | intent, its inode at its place in quarantine | records it as quarantined |
 //! | 6 (B) | record, manifest short of the assigned end | rewrites from the synced watermark, without comparing |
 //! | 7 | record, owed work | does it (8), hidden names first |
@@ -39,9 +40,9 @@ pub use crate::observe::events::Recovered as Recovery;
 enum AtSource {
     /// Nothing.
     Absent,
-    /// The file that was hashed.
+    /// The inode that was hashed.
     Same,
-    /// Another file, or the same one changed.
+    /// Another file.
     Other,
 }
 
@@ -89,6 +90,8 @@ fn decide(
     match (placement, destination, source, set_aside) {
         // Set aside by an undo that did not reach its commit. The destination was empty then.
         (_, D::Absent | D::Other, _, true) => Action::FinishSetAside,
+        // The name was free when it was chosen, and only we move files there: what replaced the source was moved.
+        (Placement::Rename, D::Other, S::Absent | S::Other, false) => Action::Undo,
         (_, D::Absent | D::Other, S::Absent, false) => Action::Withdrawn,
         (_, D::Absent | D::Other, S::Same | S::Other, false) => Action::Drop,
         (Placement::Rename, D::Good, S::Same, _) => Action::RemoveSourceAndFinish,
@@ -149,14 +152,17 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
             let mut item = Item {
                 arrival: (*intent).clone(),
                 staged: None,
+                held: None,
+                set_aside: false,
                 line: (intent.outcome == Outcome::Ingest).then(|| self.line_of(intent)),
                 dropped: None,
             };
-            let action = self.observe_and_decide(&mut dirs, intent)?;
+            self.unhide(&mut dirs, intent, &mut touched)?;
+            let action = self.observe_and_decide(&mut dirs, intent, &mut item.held)?;
             self.act(action, &mut dirs, &mut item, &mut touched, recovery)?;
             items.push(item);
         }
-        self.sync_all(&mut dirs, touched)?;
+        self.sync_undone(&mut dirs, touched)?;
         let lines: u64 = items
             .iter()
             .filter_map(|item| item.line.as_ref())
@@ -165,54 +171,95 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
         let hour = layout::hour(items[0].arrival.time_micros);
         if lines > 0 {
             let path = self.manifest.file_path(hour);
-            self.manifest
-                .reserve(&self.disk, hour, lines)?
-                .map_err(|error| Failure::io("make room in the manifest", &path, &error))?;
+            while let Err(error) = self.manifest.reserve(&self.disk, hour, lines)? {
+                // These files are placed; they can only wait.
+                self.wait_for_room(&path, &error);
+            }
         }
         self.finish(&mut dirs, items, began)
     }
 
+    /// Gives a source its name back that was on its way out when a recovery before this one ended.
+    fn unhide(
+        &self,
+        dirs: &mut BatchDirs<D>,
+        intent: &Arrival,
+        touched: &mut BTreeSet<(Root, PathBuf)>,
+    ) -> Result<(), Failure> {
+        let root = Root::Input(intent.source);
+        let parent = intent.path.parent().unwrap_or(Path::new(""));
+        let hidden = parent.join(layout::leaving_name(&self.uuid, intent.seq, false));
+        let seen = self.look(dirs, root, &hidden)?;
+        if seen.is_none_or(|seen| seen.identity.inode != intent.identity.inode) {
+            return Ok(());
+        }
+        touched.insert((root, parent.to_path_buf()));
+        let numbered = parent.join(layout::numbered(name_of(&intent.path), intent.seq));
+        for name in [&intent.path, &numbered] {
+            match self.move_name(dirs, (root, &hidden), (root, name))? {
+                Ok(()) => return Ok(()),
+                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+                Err(error) => {
+                    let path = self.source_path(intent);
+                    return Err(Failure::io("give its name back to", &path, &error));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// `held` keeps the placed file open, so that a writer who was let in by the end of the last session is noticed.
     fn observe_and_decide(
         &self,
         dirs: &mut BatchDirs<D>,
         intent: &Arrival,
+        held: &mut Option<D::File>,
     ) -> Result<Action, Failure> {
         let source = match self.look(dirs, Root::Input(intent.source), &intent.path)? {
             None => AtSource::Absent,
-            Some(seen)
-                if seen.identity.inode == intent.identity.inode
-                    && seen.identity.size == intent.identity.size
-                    && seen.identity.mtime == intent.identity.mtime =>
-            {
-                AtSource::Same
-            }
+            Some(seen) if seen.identity.inode == intent.identity.inode => AtSource::Same,
             Some(_) => AtSource::Other,
         };
         let destination = match self.look(dirs, Root::Warehouse, &intent.placed)? {
             None => AtDestination::Absent,
             Some(seen) if seen.identity.inode != intent.placed_inode => AtDestination::Other,
             Some(seen) if seen.identity.size != intent.identity.size => AtDestination::Bad,
-            Some(_) if self.holds_digest(dirs, intent)? => AtDestination::Good,
+            Some(_) if self.holds_digest(dirs, intent, held)? => AtDestination::Good,
             Some(_) => AtDestination::Bad,
         };
         let aside = self.changed_path(intent);
-        let set_aside = self
-            .look(dirs, Root::Warehouse, &aside)?
-            .is_some_and(|seen| seen.identity.inode == intent.placed_inode);
+        let set_aside = self.look(dirs, Root::Warehouse, &aside)?.is_some();
         Ok(decide(intent.placement, source, destination, set_aside))
     }
 
-    fn holds_digest(&self, dirs: &mut BatchDirs<D>, intent: &Arrival) -> Result<bool, Failure> {
+    /// Whether the placed file is the one that was hashed. One that cannot be read, or that somebody has open for
+    /// writing, is not.
+    fn holds_digest(
+        &self,
+        dirs: &mut BatchDirs<D>,
+        intent: &Arrival,
+        held: &mut Option<D::File>,
+    ) -> Result<bool, Failure> {
         let path = self.placed_path(intent);
-        let failed = |error| Failure::io("read", &path, &error);
-        let dir = self
+        let opened = self
             .dir_of(dirs, Root::Warehouse, &intent.placed, false)?
-            .map_err(failed)?;
-        let file = self
-            .disk
-            .open(&dir, name_of(&intent.placed))
-            .map_err(failed)?;
-        Ok(self.digest_of(&file, &path)? == intent.digest)
+            .and_then(|dir| self.disk.open(&dir, name_of(&intent.placed)));
+        let digest = match opened {
+            Ok(file) => {
+                let digest = self.digest_of(&file, &path)?;
+                *held = Some(file);
+                digest
+            }
+            Err(error) => Err(error),
+        };
+        Ok(match digest {
+            Ok(digest) => digest == intent.digest,
+            Err(error) => {
+                let remedy = "it is taken back to staging; check its permissions and the device";
+                events::file_failed(&path, "read", &error.to_string(), remedy);
+                false
+            }
+        })
     }
 
     fn act(
@@ -388,15 +435,22 @@ mod tests {
                                 "{case:?}"
                             );
                         }
-                        // Somebody else's file is never touched.
+                        // Another file at the destination is recorded under no circumstances, and never removed.
                         if destination == D::Other {
                             assert!(
                                 matches!(
                                     action,
-                                    Action::Drop | Action::Withdrawn | Action::FinishSetAside
+                                    Action::Drop
+                                        | Action::Withdrawn
+                                        | Action::FinishSetAside
+                                        | Action::Undo
                                 ),
                                 "{case:?}"
                             );
+                            // What a rename moved in place of the source goes back, so that it is seen again.
+                            let moved = placement == Placement::Rename && source != S::Same;
+                            let expected = moved && !set_aside;
+                            assert_eq!(action == Action::Undo, expected, "{case:?}");
                         }
                         // Gone means gone: nothing of ours is anywhere.
                         if action == Action::Withdrawn {
