@@ -11,6 +11,8 @@ pub mod manifest;
 mod owed;
 mod place;
 mod recover;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};

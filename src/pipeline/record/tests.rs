@@ -1,0 +1,331 @@
+//! Recovery on a real disk, from states that a crash leaves and that are hard to hit with a kill.
+
+use std::collections::HashMap;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use sha2::Digest as _;
+
+use crate::io::clock::WallClock;
+use crate::io::{Clock, RealDisk, open, stat};
+use crate::ledger::lmdb::Lmdb;
+use crate::ledger::{Arrival, ContentKey, Ledger, Outcome, Placement, RecordState, SourceId};
+use crate::observe::events::Recovered;
+use crate::observe::metrics::Metrics;
+use crate::settings::Durability;
+use crate::verify::{Scope, verify};
+
+use super::{KeptSet, Place, Recorder, RecorderParts, layout};
+
+struct Site {
+    root: tempfile::TempDir,
+    seq: u64,
+    time_micros: i64,
+    intents: Vec<Arrival>,
+}
+
+impl Site {
+    fn new() -> Site {
+        let root = tempfile::tempdir().unwrap();
+        for name in ["staging", "warehouse", "manifests"] {
+            fs::create_dir(root.path().join(name)).unwrap();
+        }
+        let site = Site {
+            root,
+            seq: 1,
+            time_micros: WallClock.now_micros(),
+            intents: Vec::new(),
+        };
+        let mut ledger = site.ledger();
+        ledger.found("0123456789abcdef").unwrap();
+        ledger.source_id("in", &site.path("staging")).unwrap();
+        for name in ["warehouse", "manifests"] {
+            let marker = r#"{"format":1,"ledger":"0123456789abcdef"}"#;
+            fs::write(site.path(name).join(layout::MARKER), marker).unwrap();
+        }
+        fs::create_dir(site.partition()).unwrap();
+        site
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.root.path().join(name)
+    }
+
+    fn partition(&self) -> PathBuf {
+        let partition = layout::partition(self.time_micros);
+        self.path("warehouse").join(partition)
+    }
+
+    fn staged(&self, name: &str) -> PathBuf {
+        self.path("staging").join(name)
+    }
+
+    fn placed(&self, name: &str) -> PathBuf {
+        self.partition().join(name)
+    }
+
+    fn ledger(&self) -> Lmdb {
+        Lmdb::open(&self.path("ledger"), Durability::None).unwrap()
+    }
+
+    /// A file in staging, and the intent to place it.
+    fn intent(&mut self, name: &str, content: &str) {
+        fs::write(self.staged(name), content).unwrap();
+        let file = fs::File::open(self.staged(name)).unwrap();
+        let identity = stat::stat_fd(&file).unwrap().identity;
+        let digest = sha2::Sha256::digest(content).into();
+        self.intents.push(Arrival {
+            seq: self.seq,
+            source: SourceId(1),
+            path: name.into(),
+            identity,
+            sidecar: None,
+            digest,
+            key: Some(ContentKey::global(&digest)),
+            outcome: Outcome::Ingest,
+            placement: Placement::Rename,
+            placed: layout::partition(self.time_micros).join(name),
+            placed_inode: identity.inode,
+            time_micros: self.time_micros,
+        });
+        self.seq += 1;
+    }
+
+    /// Turns the last intent into one of a copy that lies in the warehouse already.
+    fn copied(&mut self, content: &str) {
+        let intent = self.intents.last_mut().unwrap();
+        intent.placement = Placement::Copy;
+        let placed = self.root.path().join("warehouse").join(&intent.placed);
+        fs::write(&placed, content).unwrap();
+        intent.placed_inode = fs::metadata(placed).unwrap().ino();
+    }
+
+    fn place(&self, name: &str) {
+        fs::rename(self.staged(name), self.placed(name)).unwrap();
+    }
+
+    fn commit_intents(&self) {
+        let mut ledger = self.ledger();
+        ledger.commit_intents(&self.intents, self.seq).unwrap();
+    }
+
+    /// One start: recovers, and ends the session.
+    fn recover(&self) -> Recovered {
+        let mut ledger = self.ledger();
+        let opening = ledger.open_session().unwrap();
+        let place = |name: &str| Place {
+            dir: Arc::new(open::root_dir(&self.path(name)).unwrap()),
+            path: self.path(name),
+        };
+        let sources = ledger.sources().unwrap();
+        let parts = RecorderParts {
+            disk: RealDisk {
+                durable: false,
+                syncfs: false,
+                lease_signal: None,
+            },
+            ledger,
+            clock: Arc::new(WallClock),
+            warehouse: place("warehouse"),
+            manifests: place("manifests"),
+            inputs: HashMap::from([(SourceId(1), place("staging").dir)]),
+            sources,
+            kept: Arc::new(KeptSet::default()),
+            metrics: Arc::new(Metrics::new()),
+            batch_files: 100,
+            suspect: false,
+        };
+        let mut recorder: Recorder<RealDisk, Lmdb> = Recorder::new(parts, &opening);
+        let recovered = recorder.recover(&opening).unwrap();
+        recorder.close("{}".into()).unwrap();
+        recovered
+    }
+
+    /// Recovers, and once more, which must find nothing to do; then everything agrees.
+    fn recover_for_good(&self) -> Recovered {
+        let recovered = self.recover();
+        assert_eq!(self.recover(), Recovered::default());
+        let ledger = self.ledger();
+        let report = verify(
+            &ledger,
+            Scope {
+                warehouse: &self.path("warehouse"),
+                manifests: &self.path("manifests"),
+                deep: true,
+                running: false,
+            },
+        )
+        .unwrap();
+        assert_eq!(report.mismatches, 0, "{:?}", report.findings);
+        recovered
+    }
+
+    fn outcome(&self, seq: u64) -> Option<Outcome> {
+        match self.ledger().record_of(seq).unwrap().unwrap().state {
+            RecordState::Done { arrival, .. } => Some(arrival.outcome),
+            RecordState::Void => None,
+        }
+    }
+
+    fn names(&self, name: &str) -> Vec<String> {
+        let list = fs::read_dir(self.path(name)).unwrap();
+        let mut names: Vec<String> = list
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
+}
+
+fn read(path: &Path) -> String {
+    fs::read_to_string(path).unwrap()
+}
+
+#[test]
+fn a_batch_that_was_placed_in_part_is_finished_in_part_and_the_rest_stays_in_staging() {
+    let mut site = Site::new();
+    site.intent("placed.csv", "1");
+    site.intent("waiting.csv", "2");
+    site.intent("gone.csv", "3");
+    site.commit_intents();
+    site.place("placed.csv");
+    fs::remove_file(site.staged("gone.csv")).unwrap();
+    let recovered = site.recover_for_good();
+    let counts = (recovered.finished, recovered.dropped, recovered.withdrawn);
+    assert_eq!(counts, (1, 1, 1));
+    assert_eq!(site.names("staging"), ["waiting.csv"]);
+    assert_eq!(site.outcome(1), Some(Outcome::Ingest));
+    assert_eq!((site.outcome(2), site.outcome(3)), (None, None));
+}
+
+#[test]
+fn a_file_that_was_moved_in_place_of_the_hashed_one_goes_back() {
+    let mut site = Site::new();
+    site.intent("a.csv", "hashed");
+    site.commit_intents();
+    fs::write(site.staged("new"), "newer").unwrap();
+    fs::rename(site.staged("new"), site.staged("a.csv")).unwrap();
+    site.place("a.csv");
+    assert_eq!(site.recover_for_good().undone, 1);
+    assert_eq!(read(&site.staged("a.csv")), "newer");
+    assert_eq!(site.outcome(1), None);
+}
+
+#[test]
+fn a_placed_file_that_was_written_to_goes_back_or_is_set_aside_if_its_name_is_taken() {
+    let mut site = Site::new();
+    site.intent("back.csv", "hashed");
+    site.intent("taken.csv", "hashed too");
+    site.commit_intents();
+    for name in ["back.csv", "taken.csv"] {
+        site.place(name);
+        fs::write(site.placed(name), "changed").unwrap();
+    }
+    fs::write(site.staged("taken.csv"), "another").unwrap();
+    assert_eq!(site.recover_for_good().undone, 2);
+    assert_eq!(read(&site.staged("back.csv")), "changed");
+    assert_eq!(read(&site.staged("taken.csv")), "another");
+    assert_eq!(site.outcome(1), None);
+    let Some(Outcome::Quarantine { rule, .. }) = site.outcome(2) else {
+        panic!("not quarantined");
+    };
+    assert_eq!(rule, "changed_after_placement");
+    let day = layout::partition(site.time_micros);
+    let aside = site.path("warehouse/_quarantine").join(day);
+    assert_eq!(read(&aside.join("taken.csv.2")), "changed");
+}
+
+#[test]
+fn an_undo_that_had_set_the_file_aside_is_recorded_as_that() {
+    let mut site = Site::new();
+    site.intent("a.csv", "hashed");
+    site.commit_intents();
+    let day = layout::partition(site.time_micros);
+    let aside = site.path("warehouse/_quarantine").join(day);
+    fs::create_dir_all(&aside).unwrap();
+    fs::rename(site.staged("a.csv"), aside.join("a.csv.1")).unwrap();
+    fs::write(aside.join("a.csv.1"), "changed").unwrap();
+    fs::write(site.staged("a.csv"), "another").unwrap();
+    assert_eq!(site.recover_for_good().undone, 1);
+    assert!(matches!(site.outcome(1), Some(Outcome::Quarantine { .. })));
+}
+
+#[test]
+fn a_file_under_both_names_is_finished_also_if_its_source_was_on_its_way_out() {
+    for hidden in [false, true] {
+        let mut site = Site::new();
+        site.intent("a.csv", "hashed");
+        site.commit_intents();
+        fs::hard_link(site.staged("a.csv"), site.placed("a.csv")).unwrap();
+        if hidden {
+            let hidden = layout::leaving_name("0123456789abcdef", 1, false);
+            let hidden = site.path("staging").join(hidden);
+            fs::rename(site.staged("a.csv"), hidden).unwrap();
+        }
+        assert_eq!(site.recover_for_good().finished, 1, "hidden: {hidden}");
+        assert_eq!(site.names("staging"), [""; 0]);
+        assert_eq!(site.outcome(1), Some(Outcome::Ingest));
+    }
+}
+
+#[test]
+fn a_file_under_both_names_that_was_written_to_stays_in_staging_alone() {
+    let mut site = Site::new();
+    site.intent("a.csv", "hashed");
+    site.commit_intents();
+    fs::hard_link(site.staged("a.csv"), site.placed("a.csv")).unwrap();
+    fs::write(site.staged("a.csv"), "changed").unwrap();
+    assert_eq!(site.recover_for_good().undone, 1);
+    assert_eq!(read(&site.staged("a.csv")), "changed");
+    assert!(!site.placed("a.csv").exists());
+}
+
+#[test]
+fn a_whole_copy_is_finished_and_its_source_goes_last() {
+    let mut site = Site::new();
+    site.intent("a.csv", "hashed");
+    site.copied("hashed");
+    site.commit_intents();
+    assert_eq!(site.recover_for_good().finished, 1);
+    assert_eq!(site.names("staging"), [""; 0]);
+    assert_eq!(read(&site.placed("a.csv")), "hashed");
+}
+
+#[test]
+fn a_torn_copy_goes_and_its_source_stays_unless_it_is_all_that_is_left() {
+    let mut site = Site::new();
+    site.intent("a.csv", "hashed");
+    site.copied("ha");
+    site.intent("b.csv", "hashed too");
+    site.copied("hash");
+    site.commit_intents();
+    fs::remove_dir_all(site.path("staging")).unwrap();
+    fs::create_dir(site.path("staging")).unwrap();
+    fs::write(site.staged("a.csv"), "hashed").unwrap();
+    assert_eq!(site.recover_for_good().undone, 2);
+    assert_eq!(site.names("staging"), ["a.csv", "b.csv"]);
+    assert!(!site.placed("a.csv").exists());
+    assert_eq!(read(&site.staged("b.csv")), "hash");
+}
+
+#[test]
+fn numbers_that_were_given_out_without_an_intent_become_void() {
+    for order in [[1, 2, 3], [2, 1, 3], [2, 3, 1]] {
+        let mut site = Site::new();
+        for _ in order {
+            site.intent(&format!("{}.csv", site.seq), &site.seq.to_string());
+        }
+        // Only one of three is a placement: the others were duplicates to be deleted.
+        site.intents.retain(|intent| intent.seq == order[0]);
+        site.commit_intents();
+        site.place(&format!("{}.csv", order[0]));
+        assert_eq!(site.recover_for_good().finished, 1);
+        assert_eq!(site.outcome(order[0]), Some(Outcome::Ingest));
+        assert_eq!(
+            (site.outcome(order[1]), site.outcome(order[2])),
+            (None, None)
+        );
+    }
+}
