@@ -63,12 +63,23 @@ enum Message {
 
 /// Takes files until told to stop or, with `--once`, until nothing more can settle.
 pub fn run(settings: &Settings, version: &str) -> Result<(), Failure> {
+    let ended = run_session(settings, version);
+    if let Err(failure) = &ended
+        && failure.suspect
+    {
+        // Only who held the locks can have failed to sync, at whatever moment between start and end.
+        session::raise_suspicion(&settings.state_path);
+    }
+    ended
+}
+
+fn run_session(settings: &Settings, version: &str) -> Result<(), Failure> {
     let descriptors = raise_descriptor_limit();
     let (sender, messages) = channel();
     watch_signals(sender.clone())?;
     let (session, ledger) = Session::open(settings)?;
     let flow = Flow::start(settings, session, ledger, version, descriptors, sender)?;
-    flow.wait(settings, &messages)
+    flow.wait(&messages)
 }
 
 /// The running threads and what they share.
@@ -225,7 +236,7 @@ impl Flow {
     }
 
     /// Waits for the end, whatever brings it, and winds down in the order of the flow.
-    fn wait(mut self, settings: &Settings, messages: &Receiver<Message>) -> Result<(), Failure> {
+    fn wait(mut self, messages: &Receiver<Message>) -> Result<(), Failure> {
         let mut outcome: Result<(), Failure> = Ok(());
         let mut reason = "done";
         let mut deadline: Option<Instant> = None;
@@ -256,9 +267,6 @@ impl Flow {
                 }
                 Ok(Message::Recorded(Ok(recorder))) => break Some(recorder),
                 Ok(Message::Recorded(Err(failure)) | Message::Failed(failure)) => {
-                    if failure.suspect {
-                        session::raise_suspicion(&settings.state_path);
-                    }
                     return Err(failure);
                 }
                 // What is in flight took too long: the next start recovers it.
