@@ -216,7 +216,7 @@ impl Flow {
             rescan: settings.rescan,
         });
         spawn("discover", move || {
-            let ended = discoverer.run();
+            let ended = or_abort(|| discoverer.run());
             let _ = sender.send(Message::Discovered(ended));
         })
         .map_err(|error| failed("start the discoverer for", error))?;
@@ -399,19 +399,19 @@ fn start_recorder(
     sender: Sender<Message>,
 ) -> std::io::Result<()> {
     spawn("record", move || {
-        let ran = catch_unwind(AssertUnwindSafe(|| {
-            recorder.run(&staged).map(|()| Box::new(recorder))
-        }));
-        match ran {
-            Ok(ended) => {
-                let _ = sender.send(Message::Recorded(ended));
-            }
-            Err(_) => {
-                // Half a commit must not go on: recovery at the next start is what is proved.
-                crate::observe::log::flush();
-                std::process::abort();
-            }
-        }
+        // Half a commit must not go on.
+        let ended = or_abort(|| recorder.run(&staged).map(|()| Box::new(recorder)));
+        let _ = sender.send(Message::Recorded(ended));
+    })
+}
+
+/// Runs a thread that there is only one of. Without it the process would live on and do nothing; recovery at the next
+/// start is what is proved.
+fn or_abort<T>(run: impl FnOnce() -> T) -> T {
+    catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| {
+        // The panic hook has told.
+        crate::observe::log::flush();
+        std::process::abort()
     })
 }
 
