@@ -42,8 +42,10 @@ const QUEUE_FILES: usize = 4096;
 const STOP_PATIENCE: Duration = Duration::from_secs(30);
 /// Readers with `--concurrency auto`: more only help once disks are faster than this many cores.
 const AUTO_READERS_MAX: usize = 16;
-/// Rest of a reader that panicked.
+/// Rest of a reader that panicked for the first time; it doubles with each time.
 const PANIC_REST: Duration = Duration::from_secs(1);
+/// Longest rest of a reader: the file that makes it panic is met again and again.
+const PANIC_REST_MAX: Duration = Duration::from_secs(60);
 /// Descriptors kept for everything that is not a staged file.
 const SPARE_DESCRIPTORS: u64 = 256;
 
@@ -363,6 +365,7 @@ fn read_until_closed(
     opened: &mut Option<Sender<Option<String>>>,
     sender: &Sender<Message>,
 ) {
+    let mut rest = PANIC_REST;
     loop {
         let ran = catch_unwind(AssertUnwindSafe(|| -> Result<(), Failure> {
             let fail = |error: &std::io::Error| Failure {
@@ -388,7 +391,14 @@ fn read_until_closed(
                 return;
             }
             // The panic hook has told.
-            Err(_) => thread::sleep(PANIC_REST),
+            Err(_) => {
+                let awake = Instant::now() + rest;
+                // Whoever stops does not wait for a reader that only rests.
+                while Instant::now() < awake && !shared.stopping.load(Ordering::Acquire) {
+                    thread::sleep(PANIC_REST / 10);
+                }
+                rest = (rest * 2).min(PANIC_REST_MAX);
+            }
         }
     }
 }
