@@ -11,6 +11,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
 use std::ops::Bound;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use heed::types::Bytes;
 use heed::{Database, Env, EnvFlags, EnvOpenOptions, MdbError, PutFlags, RoTxn, RwTxn, WithoutTls};
@@ -33,6 +34,8 @@ const MAP_BYTES: usize = 64 << 30;
 const HEADROOM_BYTES: u64 = 64 << 20;
 /// Most readers (`find`, `verify`, `status`) beside the writer.
 const READERS_MAX: u32 = 126;
+/// Time between two looks for readers that were killed.
+const READERS_CHECK: Duration = Duration::from_secs(60);
 
 type Table = Database<Bytes, Bytes>;
 
@@ -43,6 +46,7 @@ pub struct Lmdb {
     tables: Tables,
     file: Option<File>,
     file_bytes: u64,
+    readers_checked: Instant,
 }
 
 #[derive(Clone, Copy)]
@@ -163,7 +167,15 @@ impl Lmdb {
         ledger.check_format()?;
         ledger.refuse_if_shortened()?;
         ledger.keep_headroom()?;
+        ledger.forget_dead_readers();
         Ok(ledger)
+    }
+
+    /// Takes killed readers (a `verify`, say) out of LMDB's table: no page that they could still see is used again,
+    /// and the file grows and grows. Best effort: nothing but space depends on it.
+    fn forget_dead_readers(&mut self) {
+        let _ = self.env.clear_stale_readers();
+        self.readers_checked = Instant::now();
     }
 
     fn open_there(dir: &Path, durability: Durability) -> Result<Lmdb, Failure> {
@@ -197,6 +209,7 @@ impl Lmdb {
             tables,
             file: Some(file),
             file_bytes: 0,
+            readers_checked: Instant::now(),
         })
     }
 
@@ -258,6 +271,7 @@ impl Lmdb {
             tables,
             file: None,
             file_bytes: 0,
+            readers_checked: Instant::now(),
         };
         ledger.check_format()?;
         ledger.refuse_if_shortened()?;
@@ -651,6 +665,9 @@ impl Ledger for Lmdb {
     }
 
     fn commit_records(&mut self, commit: &Commit) -> Result<(), Failure> {
+        if self.readers_checked.elapsed() >= READERS_CHECK {
+            self.forget_dead_readers();
+        }
         let mut content: Vec<&(ContentKey, u64)> = commit.content.iter().collect();
         content.sort_unstable();
         let totals = serde_json::to_string(&commit.totals).expect("plain numbers");
