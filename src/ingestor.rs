@@ -393,9 +393,14 @@ fn read_until_closed(
             // The panic hook has told.
             Err(_) => {
                 let awake = Instant::now() + rest;
-                // Whoever stops does not wait for a reader that only rests.
-                while Instant::now() < awake && !shared.stopping.load(Ordering::Acquire) {
+                let ending =
+                    || shared.stopping.load(Ordering::Acquire) || shared.candidates.is_closed();
+                // An end does not wait for a reader that only rests.
+                loop {
                     thread::sleep(PANIC_REST / 10);
+                    if Instant::now() >= awake || ending() {
+                        break;
+                    }
                 }
                 rest = (rest * 2).min(PANIC_REST_MAX);
             }
