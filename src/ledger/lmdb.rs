@@ -159,12 +159,13 @@ impl Lmdb {
             crate::io::open::make_dirs(&making).map_err(failed)?;
             Lmdb::open_there(&making, durability)?.keep_headroom()?;
             std::fs::rename(&making, dir).map_err(failed)?;
-            let parent = dir.parent().unwrap_or(dir);
-            crate::io::open::sync_dir(parent)
-                .map_err(|error| Failure::sync("sync the directory", parent, &error))?;
         } else {
             refuse_if_damaged(dir)?;
         }
+        // Also if it was there: who made it may have been killed between the rename and this.
+        let parent = dir.parent().unwrap_or(dir);
+        crate::io::open::sync_dir(parent)
+            .map_err(|error| Failure::sync("sync the directory", parent, &error))?;
         let mut ledger = Lmdb::open_there(dir, durability)?;
         ledger.check_format()?;
         ledger.refuse_if_shortened()?;
