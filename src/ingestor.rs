@@ -63,9 +63,9 @@ enum Message {
     Stop(&'static str),
 }
 
-/// Takes files until told to stop or, with `--once`, until nothing more can settle.
-pub fn run(settings: &Settings, version: &str) -> Result<(), Failure> {
-    let ended = run_session(settings, version);
+/// Takes files until told to stop or, with `--once`, until nothing more can settle. `doubts` are about the settings.
+pub fn run(settings: &Settings, doubts: &[String], version: &str) -> Result<(), Failure> {
+    let ended = run_session(settings, doubts, version);
     if let Err(failure) = &ended
         && failure.suspect
     {
@@ -75,11 +75,15 @@ pub fn run(settings: &Settings, version: &str) -> Result<(), Failure> {
     ended
 }
 
-fn run_session(settings: &Settings, version: &str) -> Result<(), Failure> {
+fn run_session(settings: &Settings, doubts: &[String], version: &str) -> Result<(), Failure> {
     let descriptors = raise_descriptor_limit();
     let (sender, messages) = channel();
     watch_signals(sender.clone())?;
     let (session, ledger) = Session::open(settings)?;
+    // Not before it is open: who finds everything locked says that and nothing else.
+    for doubt in doubts {
+        events::settings_doubtful(doubt);
+    }
     let flow = Flow::start(settings, session, ledger, version, descriptors, sender)?;
     flow.wait(&messages)
 }

@@ -46,5 +46,6 @@ fn checked(loaded: &Loaded) -> Result<(), Failure> {
             suspect: false,
         });
     }
-    ingestor::run(&loaded.settings, env!("CARGO_PKG_VERSION"))
+    let version = env!("CARGO_PKG_VERSION");
+    ingestor::run(&loaded.settings, &loaded.warnings, version)
 }
