@@ -40,7 +40,7 @@ fn checked(loaded: &Loaded) -> Result<(), Failure> {
                 _ => Exit::Config,
             },
             operation: "run with these settings".into(),
-            path: None,
+            path: problem.path.clone(),
             cause: problem.message.clone(),
             remedy: "`ringest check` shows all of them".into(),
             suspect: false,
