@@ -281,6 +281,27 @@ fn an_instance_can_start_right_after_one_was_killed() {
     site.assert_sound();
 }
 
+#[test]
+fn what_a_killed_start_left_is_gone_after_the_next_one() {
+    let site = Site::new();
+    site.run_once(&[]);
+    let mut dead = std::process::Command::new("true").spawn().expect("true");
+    dead.wait().expect("wait");
+    let probe = format!(".ringest-probe-{}-0", dead.id());
+    let roots = [&site.staging, &site.warehouse, &site.manifests, &site.state];
+    let mut left = roots.map(|root| root.join(&probe)).to_vec();
+    left.push(site.warehouse.join(".ringest-ledger.new"));
+    left.push(site.manifests.join(".ringest-ledger.new"));
+    for path in &left {
+        fs::write(path, "").expect("write");
+    }
+    site.verify(&[]).ok();
+    site.run_once(&[]);
+    left.retain(|path| path.exists());
+    assert_eq!(left, Vec::<std::path::PathBuf>::new());
+    site.assert_sound();
+}
+
 // ---- Foreign, lost and damaged stores
 
 /// A site with ten files ingested.
