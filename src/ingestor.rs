@@ -42,8 +42,10 @@ const QUEUE_FILES: usize = 4096;
 const STOP_PATIENCE: Duration = Duration::from_secs(30);
 /// Readers with `--concurrency auto`: more only help once disks are faster than this many cores.
 const AUTO_READERS_MAX: usize = 16;
-/// Rest of a reader that panicked.
+/// Rest of a reader that panicked for the first time; it doubles with each time.
 const PANIC_REST: Duration = Duration::from_secs(1);
+/// Longest rest of a reader: the file that makes it panic is met again and again.
+const PANIC_REST_MAX: Duration = Duration::from_secs(60);
 /// Descriptors kept for everything that is not a staged file.
 const SPARE_DESCRIPTORS: u64 = 256;
 
@@ -61,14 +63,29 @@ enum Message {
     Stop(&'static str),
 }
 
-/// Takes files until told to stop or, with `--once`, until nothing more can settle.
-pub fn run(settings: &Settings, version: &str) -> Result<(), Failure> {
+/// Takes files until told to stop or, with `--once`, until nothing more can settle. `doubts` are about the settings.
+pub fn run(settings: &Settings, doubts: &[String], version: &str) -> Result<(), Failure> {
+    let ended = run_session(settings, doubts, version);
+    if let Err(failure) = &ended
+        && failure.suspect
+    {
+        // Only who held the locks can have failed to sync, at whatever moment between start and end.
+        session::raise_suspicion(&settings.state_path);
+    }
+    ended
+}
+
+fn run_session(settings: &Settings, doubts: &[String], version: &str) -> Result<(), Failure> {
     let descriptors = raise_descriptor_limit();
     let (sender, messages) = channel();
     watch_signals(sender.clone())?;
     let (session, ledger) = Session::open(settings)?;
+    // Not before it is open: who finds everything locked says that and nothing else.
+    for doubt in doubts {
+        events::settings_doubtful(doubt);
+    }
     let flow = Flow::start(settings, session, ledger, version, descriptors, sender)?;
-    flow.wait(settings, &messages)
+    flow.wait(&messages)
 }
 
 /// The running threads and what they share.
@@ -206,7 +223,7 @@ impl Flow {
             rescan: settings.rescan,
         });
         spawn("discover", move || {
-            let ended = discoverer.run();
+            let ended = or_abort(|| discoverer.run());
             let _ = sender.send(Message::Discovered(ended));
         })
         .map_err(|error| failed("start the discoverer for", error))?;
@@ -226,7 +243,7 @@ impl Flow {
     }
 
     /// Waits for the end, whatever brings it, and winds down in the order of the flow.
-    fn wait(mut self, settings: &Settings, messages: &Receiver<Message>) -> Result<(), Failure> {
+    fn wait(mut self, messages: &Receiver<Message>) -> Result<(), Failure> {
         let mut outcome: Result<(), Failure> = Ok(());
         let mut reason = "done";
         let mut deadline: Option<Instant> = None;
@@ -257,9 +274,6 @@ impl Flow {
                 }
                 Ok(Message::Recorded(Ok(recorder))) => break Some(recorder),
                 Ok(Message::Recorded(Err(failure)) | Message::Failed(failure)) => {
-                    if failure.suspect {
-                        session::raise_suspicion(&settings.state_path);
-                    }
                     return Err(failure);
                 }
                 // What is in flight took too long: the next start recovers it.
@@ -356,6 +370,7 @@ fn read_until_closed(
     opened: &mut Option<Sender<Option<String>>>,
     sender: &Sender<Message>,
 ) {
+    let mut rest = PANIC_REST;
     loop {
         let ran = catch_unwind(AssertUnwindSafe(|| -> Result<(), Failure> {
             let fail = |error: &std::io::Error| Failure {
@@ -381,7 +396,19 @@ fn read_until_closed(
                 return;
             }
             // The panic hook has told.
-            Err(_) => thread::sleep(PANIC_REST),
+            Err(_) => {
+                let awake = Instant::now() + rest;
+                let ending =
+                    || shared.stopping.load(Ordering::Acquire) || shared.candidates.is_closed();
+                // An end does not wait for a reader that only rests.
+                loop {
+                    thread::sleep(PANIC_REST / 10);
+                    if Instant::now() >= awake || ending() {
+                        break;
+                    }
+                }
+                rest = (rest * 2).min(PANIC_REST_MAX);
+            }
         }
     }
 }
@@ -392,19 +419,19 @@ fn start_recorder(
     sender: Sender<Message>,
 ) -> std::io::Result<()> {
     spawn("record", move || {
-        let ran = catch_unwind(AssertUnwindSafe(|| {
-            recorder.run(&staged).map(|()| Box::new(recorder))
-        }));
-        match ran {
-            Ok(ended) => {
-                let _ = sender.send(Message::Recorded(ended));
-            }
-            Err(_) => {
-                // Half a commit must not go on: recovery at the next start is what is proved.
-                crate::observe::log::flush();
-                std::process::abort();
-            }
-        }
+        // Half a commit must not go on.
+        let ended = or_abort(|| recorder.run(&staged).map(|()| Box::new(recorder)));
+        let _ = sender.send(Message::Recorded(ended));
+    })
+}
+
+/// Runs a thread that there is only one of. Without it the process would live on and do nothing; recovery at the next
+/// start is what is proved.
+fn or_abort<T>(run: impl FnOnce() -> T) -> T {
+    catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| {
+        // The panic hook has told.
+        crate::observe::log::flush();
+        std::process::abort()
     })
 }
 

@@ -23,6 +23,9 @@ use crate::settings::{Durability, LeasePolicy, Settings};
 /// File in the state directory that says that the page cache is not to be trusted.
 const SUSPECT: &str = "suspect";
 
+/// Name of a marker while it is written. One name for all processes: the directory is locked.
+pub const MARKER_TEMPORARY: &str = ".ringest-ledger.new";
+
 /// A directory that is locked.
 pub struct Locked {
     /// The directory.
@@ -78,6 +81,13 @@ impl Session {
         let manifests = lock(&settings.manifests)?;
         for (path, role) in missing {
             events::directory_made(path, role);
+        }
+        // All is locked: only what a killed start left can be in the way, and the probes below must not add to it.
+        for place in roots.iter().chain([&warehouse, &manifests, &state]) {
+            probe::sweep(&place.dir);
+        }
+        for place in [&warehouse, &manifests] {
+            let _ = rustix::fs::unlinkat(&place.dir, MARKER_TEMPORARY, AtFlags::empty());
         }
 
         let mut ledger = Lmdb::open(&settings.ledger_dir(), settings.durability)?;
@@ -264,11 +274,14 @@ fn claim(place: &Locked, opening: &Opening, durability: Durability) -> Result<()
             format: 1,
             ledger: opening.uuid.clone(),
         };
-        let temporary = format!("{}.{}", layout::MARKER, std::process::id());
         let flags = OFlags::CREATE | OFlags::TRUNC | OFlags::WRONLY | OFlags::CLOEXEC;
         let mode = Mode::from_raw_mode(0o644);
-        let mut file =
-            std::fs::File::from(rustix::fs::openat(&place.dir, &temporary, flags, mode)?);
+        let mut file = std::fs::File::from(rustix::fs::openat(
+            &place.dir,
+            MARKER_TEMPORARY,
+            flags,
+            mode,
+        )?);
         serde_json::to_writer(&file, &marker)?;
         file.write_all(b"\n")?;
         if durability == Durability::Full {
@@ -276,13 +289,13 @@ fn claim(place: &Locked, opening: &Opening, durability: Durability) -> Result<()
         }
         let renamed = rustix::fs::renameat_with(
             &place.dir,
-            &temporary,
+            MARKER_TEMPORARY,
             &place.dir,
             layout::MARKER,
             RenameFlags::NOREPLACE,
         );
         if renamed.is_err() {
-            let _ = rustix::fs::unlinkat(&place.dir, &temporary, AtFlags::empty());
+            let _ = rustix::fs::unlinkat(&place.dir, MARKER_TEMPORARY, AtFlags::empty());
         }
         renamed?;
         if durability == Durability::Full {

@@ -135,6 +135,19 @@ fn the_environment_comes_between_flags_and_file() {
     site.assert_sound();
 }
 
+#[test]
+fn a_variable_that_means_nothing_is_warned_of_once() {
+    let site = Site::new();
+    let mut run = site.run(&["--once"]);
+    run.env("RINGEST_STABILITY_SECOND", "3");
+    let ended = Finished::of(run).ok();
+    let warnings = ended.events("settings_doubtful", "");
+    assert_eq!(warnings.len(), 1, "{ended}");
+    assert_eq!(warnings[0]["level"], "warn");
+    let message = warnings[0]["message"].as_str().expect("a message");
+    assert!(message.contains("RINGEST_STABILITY_SECOND "), "{message}");
+}
+
 // ---- Directories
 
 #[test]
@@ -200,7 +213,12 @@ fn a_file_in_place_of_a_directory_is_78_and_named() {
         fs::remove_dir(&site.staging).expect("rmdir");
         let path = [&site.staging, &site.warehouse, &site.manifests, &site.state][which];
         fs::write(path, "a file").expect("write");
-        site.try_once(&[]).with_code(78).naming(path);
+        let ended = site.try_once(&[]).with_code(78).naming(path);
+        // Said once, and where a program looks for it.
+        let lines: Vec<&str> = ended.stderr.lines().collect();
+        assert_eq!(lines.len(), 1, "{ended}");
+        ended.event("error", path.to_str().expect("UTF-8"));
+        assert_eq!(ended.stdout, "");
     }
 }
 
@@ -233,7 +251,10 @@ fn once_beside_a_running_instance_says_so_in_one_info_line() {
     let site = Site::new();
     let mut first = site.start(&[]);
     first.wait_for_event("started", "");
-    let overlap = site.try_once(&[]).with_code(75);
+    let mut overlap = site.run(&["--once"]);
+    // What is wrong with the settings, the instance that runs has said.
+    overlap.env("RINGEST_NONSENSE", "1");
+    let overlap = Finished::of(overlap).with_code(75);
     let lines: Vec<&str> = overlap.stderr.lines().collect();
     assert_eq!(
         lines.len(),
@@ -257,6 +278,27 @@ fn an_instance_can_start_right_after_one_was_killed() {
     }
     site.run_once(&[]);
     assert_eq!(site.manifest().len(), 5);
+    site.assert_sound();
+}
+
+#[test]
+fn what_a_killed_start_left_is_gone_after_the_next_one() {
+    let site = Site::new();
+    site.run_once(&[]);
+    let mut dead = std::process::Command::new("true").spawn().expect("true");
+    dead.wait().expect("wait");
+    let probe = format!(".ringest-probe-{}-0", dead.id());
+    let roots = [&site.staging, &site.warehouse, &site.manifests, &site.state];
+    let mut left = roots.map(|root| root.join(&probe)).to_vec();
+    left.push(site.warehouse.join(".ringest-ledger.new"));
+    left.push(site.manifests.join(".ringest-ledger.new"));
+    for path in &left {
+        fs::write(path, "").expect("write");
+    }
+    site.verify(&[]).ok();
+    site.run_once(&[]);
+    left.retain(|path| path.exists());
+    assert_eq!(left, Vec::<std::path::PathBuf>::new());
     site.assert_sound();
 }
 

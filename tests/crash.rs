@@ -11,7 +11,7 @@ use std::io::Write;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use support::{Random, RunArgs, Site, sha256};
+use support::{Random, RunArgs, Running, Site, sha256, wait_until};
 
 const FILES: usize = 5000;
 const KILLS: usize = 50;
@@ -68,14 +68,20 @@ fn survive(site: Site, args: RunArgs) {
     let mut random = Random::new();
     let mut writing = random.fork();
     let kills = AtomicUsize::new(0);
+    let written = AtomicUsize::new(0);
 
     let (arrived, lines_before_the_last_run) = std::thread::scope(|scope| {
-        let writer = scope.spawn(|| write_files(&site, &mut writing, &kills));
+        let writer = scope.spawn(|| write_files(&site, &mut writing, &kills, &written));
         for kill in 0..KILLS {
             let mut running = site.start(&[]);
-            // Half of the kills hit the start and the recovery, half hit the work, however long a start takes here.
+            // Half of the kills hit the start and the recovery, half hit the work, however long it takes here until
+            // there is some: without leases a file that a scan found waits for its interval first.
             if kill % 2 == 0 {
                 running.wait_for_event("started", "");
+                let all_written = || written.load(Ordering::Acquire) == may_be_written(kill);
+                wait_until("a file is ingested or none is left", || {
+                    at_work(&mut running) || all_written() && nothing_is_left(&site)
+                });
             }
             std::thread::sleep(Duration::from_millis(5 + random.below(395)));
             running.kill();
@@ -119,12 +125,38 @@ fn survive(site: Site, args: RunArgs) {
     site.assert_sound();
 }
 
+/// How many files the writer writes before it waits for the next kill.
+fn may_be_written(kills: usize) -> usize {
+    (kills + 1) * FILES / KILLS
+}
+
+/// Whether this run has ingested a file.
+fn at_work(running: &mut Running) -> bool {
+    assert!(!running.has_ended(), "ringest ended by itself");
+    let log = running.log();
+    log.iter().any(|line| line.contains("\"file_ingested\""))
+}
+
+/// Whether no file waits in the staging directory.
+fn nothing_is_left(site: &Site) -> bool {
+    let mut entries = fs::read_dir(&site.staging).expect("list the staging directory");
+    !entries.any(|entry| {
+        let name = entry.expect("list the staging directory").file_name();
+        name.to_string_lossy().ends_with(".csv")
+    })
+}
+
 /// Writes all files, an even part of them between any two kills.
-fn write_files(site: &Site, random: &mut Random, kills: &AtomicUsize) -> Arrived {
+fn write_files(
+    site: &Site,
+    random: &mut Random,
+    kills: &AtomicUsize,
+    written: &AtomicUsize,
+) -> Arrived {
     let mut arrived = Arrived::default();
     let mut earlier: Vec<Vec<u8>> = Vec::new();
     for i in 0..FILES {
-        while kills.load(Ordering::Acquire) < i * KILLS / FILES {
+        while i >= may_be_written(kills.load(Ordering::Acquire)) {
             std::thread::sleep(Duration::from_millis(1));
         }
         let content = if i % DUPLICATE_EVERY == DUPLICATE_EVERY - 1 {
@@ -147,6 +179,7 @@ fn write_files(site: &Site, random: &mut Random, kills: &AtomicUsize) -> Arrived
             file.write_all(&content).expect("write");
         }
         arrived.contents.insert(sha256(&content), content.len());
+        written.store(i + 1, Ordering::Release);
         if random.below(4) == 0 {
             std::thread::sleep(Duration::from_millis(random.below(8)));
         }

@@ -151,6 +151,9 @@ pub struct Problem {
     pub exit_code: u8,
     /// What is wrong, where, and what to do.
     pub message: String,
+    /// The directory, if it is about one. The message names it too.
+    #[serde(skip)]
+    pub path: Option<PathBuf>,
 }
 
 impl Report {
@@ -166,6 +169,7 @@ impl Report {
             problems.push(Problem {
                 exit_code: MISSING_FEATURE,
                 message: format!("openat2 is required: {why}"),
+                path: None,
             });
         }
         if let Ability::No(why) = &kernel.io_uring {
@@ -173,6 +177,7 @@ impl Report {
                 IoChoice::Uring => problems.push(Problem {
                     exit_code: MISSING_FEATURE,
                     message: format!("--io uring needs io_uring: {why}; use --io auto or sync"),
+                    path: None,
                 }),
                 IoChoice::Auto => {
                     warnings.push(format!("readers use plain system calls; io_uring: {why}"));
@@ -191,6 +196,7 @@ impl Report {
                          this user read, write and search it",
                         directory.role
                     ),
+                    path: Some(directory.path.clone()),
                 });
             }
             if let Some(kind) = directory.filesystem.as_ref().filter(|kind| kind.network) {
@@ -381,6 +387,7 @@ impl Pair {
                         input.display(),
                         warehouse.display()
                     ),
+                    path: Some(input.clone()),
                 });
                 Way::Unknown
             });

@@ -75,7 +75,12 @@ pub fn run(settings: &Settings) -> Result<(), Failure> {
         let root = match open::root_dir(&source.input) {
             Ok(root) => Arc::new(root),
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-            Err(error) => return Err(Failure::io("open the input", &source.input, &error)),
+            Err(error) => {
+                return Err(Failure {
+                    exit: Exit::Config,
+                    ..Failure::io("open the input", &source.input, &error)
+                });
+            }
         };
         let mut scan = Scan::new(0, Arc::clone(&root), PathBuf::new());
         while let Some(entry) = scan.next() {

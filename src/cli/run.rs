@@ -40,11 +40,12 @@ fn checked(loaded: &Loaded) -> Result<(), Failure> {
                 _ => Exit::Config,
             },
             operation: "run with these settings".into(),
-            path: None,
+            path: problem.path.clone(),
             cause: problem.message.clone(),
             remedy: "`ringest check` shows all of them".into(),
             suspect: false,
         });
     }
-    ingestor::run(&loaded.settings, env!("CARGO_PKG_VERSION"))
+    let version = env!("CARGO_PKG_VERSION");
+    ingestor::run(&loaded.settings, &loaded.warnings, version)
 }

@@ -2,7 +2,7 @@
 //! directory as it was; its file begins with a dot, so that nobody ingests it.
 
 use std::borrow::Cow;
-use std::ffi::OsString;
+use std::ffi::{CStr, OsString};
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsFd;
@@ -11,8 +11,9 @@ use std::process;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use io_uring::IoUring;
-use rustix::fs::{Access, AtFlags, CWD, Mode, OFlags, RenameFlags, ResolveFlags};
+use rustix::fs::{Access, AtFlags, CWD, Dir, FileType, Mode, OFlags, RenameFlags, ResolveFlags};
 use rustix::io::Errno;
+use rustix::process::{Pid, test_kill_process};
 use serde::Serialize;
 
 use super::lease as leases;
@@ -209,6 +210,50 @@ pub fn may_make_directories(directory: &Path) -> io::Result<()> {
     )?)
 }
 
+/// Removes probes that a killed process left in a directory: without it they would lie there for good. To be called
+/// before the caller's own probes. Best effort: what stays is tried again at the next start and is ingested by nobody.
+pub fn sweep(directory: impl AsFd) {
+    let directory = directory.as_fd();
+    let Ok(entries) = Dir::read_from(directory) else {
+        return;
+    };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        if is_left_over(name) && is_empty_file(directory, name) {
+            let _ = rustix::fs::unlinkat(directory, name, AtFlags::empty());
+        }
+    }
+}
+
+/// Whether a name is that of a probe whose process is gone, or was another one with our own id.
+fn is_left_over(name: &CStr) -> bool {
+    let Some((pid, count)) = name
+        .to_str()
+        .ok()
+        .and_then(|name| name.strip_prefix(PREFIX))
+        .and_then(|rest| rest.split_once('-'))
+    else {
+        return false;
+    };
+    let (Ok(pid), Ok(_)) = (pid.parse::<i32>(), count.parse::<u64>()) else {
+        return false;
+    };
+    // Not by way of /proc, which may hide the processes of others: a `check` of theirs is not to be disturbed.
+    Pid::from_raw(pid).is_some_and(|id| {
+        id == rustix::process::getpid() || test_kill_process(id) == Err(Errno::SRCH)
+    })
+}
+
+/// Probes hold nothing; what does is somebody's, whatever its name.
+fn is_empty_file(directory: impl AsFd, name: &CStr) -> bool {
+    rustix::fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW).is_ok_and(|stat| {
+        FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile && stat.st_size == 0
+    })
+}
+
+/// What the names of probes begin with; the process id and a number follow.
+const PREFIX: &str = ".ringest-probe-";
+
 /// A hidden file, gone at the end of its scope.
 struct ProbeFile(PathBuf);
 
@@ -217,7 +262,7 @@ impl ProbeFile {
     fn of(directory: &Path) -> Self {
         static COUNT: AtomicU64 = AtomicU64::new(0);
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
-        let name = format!(".ringest-probe-{}-{count}", process::id());
+        let name = format!("{PREFIX}{}-{count}", process::id());
         Self(directory.join(OsString::from(name)))
     }
 
@@ -280,6 +325,45 @@ mod tests {
         assert!(!rename_works(here.path(), there.path()).unwrap());
         assert!(is_empty(here.path()) && is_empty(there.path()));
         assert_eq!(filesystem(there.path()).unwrap().name, "tmpfs");
+    }
+
+    #[test]
+    fn a_sweep_takes_probes_of_the_dead_and_nothing_else() {
+        let root = tempfile::tempdir().unwrap();
+        let mut child = process::Command::new("true").spawn().unwrap();
+        child.wait().unwrap();
+        let (dead, own) = (child.id(), process::id());
+        // Process 1 lives as long as the test does.
+        let left = [
+            format!(".ringest-probe-{dead}-0"),
+            format!(".ringest-probe-{own}-7000"),
+        ];
+        let stay = [
+            ".ringest-probe-1-0".to_string(),
+            format!(".ringest-probe-{dead}-0.csv"),
+            format!(".ringest-probe-{dead}"),
+            format!(".ringest-probe--{dead}-0"),
+            ".ringest-probe-0-0".to_string(),
+            ".ringest-probe-x-0".to_string(),
+            format!("ringest-probe-{dead}-0"),
+            "a.csv".to_string(),
+        ];
+        for name in left.iter().chain(&stay) {
+            fs::write(root.path().join(name), "").unwrap();
+        }
+        let full = root.path().join(format!(".ringest-probe-{dead}-1"));
+        fs::write(&full, "somebody's").unwrap();
+        let directory = root.path().join(format!(".ringest-probe-{dead}-2"));
+        fs::create_dir(&directory).unwrap();
+
+        sweep(File::open(root.path()).unwrap());
+        for name in &left {
+            assert!(!root.path().join(name).exists(), "{name}");
+        }
+        for name in &stay {
+            assert!(root.path().join(name).exists(), "{name}");
+        }
+        assert!(full.exists() && directory.exists());
     }
 
     #[test]

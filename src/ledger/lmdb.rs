@@ -8,9 +8,11 @@
 #![allow(clippy::disallowed_methods)]
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Read};
+use std::io;
 use std::ops::Bound;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use heed::types::Bytes;
 use heed::{Database, Env, EnvFlags, EnvOpenOptions, MdbError, PutFlags, RoTxn, RwTxn, WithoutTls};
@@ -33,6 +35,8 @@ const MAP_BYTES: usize = 64 << 30;
 const HEADROOM_BYTES: u64 = 64 << 20;
 /// Most readers (`find`, `verify`, `status`) beside the writer.
 const READERS_MAX: u32 = 126;
+/// Time between two looks for readers that were killed.
+const READERS_CHECK: Duration = Duration::from_secs(60);
 
 type Table = Database<Bytes, Bytes>;
 
@@ -43,6 +47,8 @@ pub struct Lmdb {
     tables: Tables,
     file: Option<File>,
     file_bytes: u64,
+    page_bytes: u64,
+    readers_checked: Instant,
 }
 
 #[derive(Clone, Copy)]
@@ -153,17 +159,26 @@ impl Lmdb {
             crate::io::open::make_dirs(&making).map_err(failed)?;
             Lmdb::open_there(&making, durability)?.keep_headroom()?;
             std::fs::rename(&making, dir).map_err(failed)?;
-            let parent = dir.parent().unwrap_or(dir);
-            crate::io::open::sync_dir(parent)
-                .map_err(|error| Failure::sync("sync the directory", parent, &error))?;
         } else {
             refuse_if_damaged(dir)?;
         }
+        // Also if it was there: who made it may have been killed between the rename and this.
+        let parent = dir.parent().unwrap_or(dir);
+        crate::io::open::sync_dir(parent)
+            .map_err(|error| Failure::sync("sync the directory", parent, &error))?;
         let mut ledger = Lmdb::open_there(dir, durability)?;
         ledger.check_format()?;
         ledger.refuse_if_shortened()?;
         ledger.keep_headroom()?;
+        ledger.forget_dead_readers();
         Ok(ledger)
+    }
+
+    /// Takes killed readers (a `verify`, say) out of LMDB's table: no page that they could still see is used again,
+    /// and the file grows and grows. Best effort: nothing but space depends on it.
+    fn forget_dead_readers(&mut self) {
+        let _ = self.env.clear_stale_readers();
+        self.readers_checked = Instant::now();
     }
 
     fn open_there(dir: &Path, durability: Durability) -> Result<Lmdb, Failure> {
@@ -185,9 +200,14 @@ impl Lmdb {
             create().map_err(|error| damaged(dir, "open the tables of the ledger", &error))?;
         let data = dir.join("data.mdb");
         let file = OpenOptions::new()
+            .read(true)
             .write(true)
             .open(&data)
             .map_err(|error| Failure::io("open the ledger", &data, &error))?;
+        let page_bytes = read_meta(&file, 0)
+            .map_err(|error| Failure::io("read the ledger", &data, &error))?
+            .ok_or_else(|| broken(&data, "it is not an LMDB file".into()))?
+            .page_bytes;
         // LMDB syncs its file, not the name of it.
         crate::io::open::sync_dir(dir)
             .map_err(|error| Failure::sync("sync the ledger's directory", dir, &error))?;
@@ -197,6 +217,8 @@ impl Lmdb {
             tables,
             file: Some(file),
             file_bytes: 0,
+            page_bytes,
+            readers_checked: Instant::now(),
         })
     }
 
@@ -258,6 +280,9 @@ impl Lmdb {
             tables,
             file: None,
             file_bytes: 0,
+            // Only who writes asks for it.
+            page_bytes: 0,
+            readers_checked: Instant::now(),
         };
         ledger.check_format()?;
         ledger.refuse_if_shortened()?;
@@ -282,7 +307,7 @@ impl Lmdb {
         let Some(file) = &self.file else {
             return Ok(());
         };
-        let used = (self.env.info().last_page_number as u64 + 1) * PAGE_BYTES;
+        let used = (self.env.info().last_page_number as u64 + 1) * self.page_bytes;
         if used + HEADROOM_BYTES / 2 <= self.file_bytes {
             return Ok(());
         }
@@ -651,6 +676,9 @@ impl Ledger for Lmdb {
     }
 
     fn commit_records(&mut self, commit: &Commit) -> Result<(), Failure> {
+        if self.readers_checked.elapsed() >= READERS_CHECK {
+            self.forget_dead_readers();
+        }
         let mut content: Vec<&(ContentKey, u64)> = commit.content.iter().collect();
         content.sort_unstable();
         let totals = serde_json::to_string(&commit.totals).expect("plain numbers");
@@ -797,15 +825,10 @@ fn open_env(dir: &Path, flags: EnvFlags) -> Result<Env<WithoutTls>, Failure> {
     }
 }
 
-/// Page size of every LMDB file made here: the operating system's on x86-64 and most of aarch64.
-const PAGE_BYTES: u64 = 4096;
-
-/// Refuses a data file that LMDB would map beyond its end. Offsets from `struct MDB_page` and `MDB_meta` of LMDB
-/// 0.9 and its master branch: a 16 or 24 byte page header, then magic u32, version u32, address, map size, two trees, last
-/// page u64, transaction u64.
+/// Refuses a data file that LMDB would map beyond its end.
 fn refuse_if_damaged(dir: &Path) -> Result<(), Failure> {
     let path = dir.join("data.mdb");
-    let mut file = match File::open(&path) {
+    let file = match File::open(&path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             return Err(broken(&path, "it is missing".into()));
@@ -813,24 +836,22 @@ fn refuse_if_damaged(dir: &Path) -> Result<(), Failure> {
         Err(error) => return Err(Failure::io("open the ledger", &path, &error)),
     };
     let read = |error: io::Error| Failure::io("read the ledger", &path, &error);
+    let truncated = |length: u64| broken(&path, format!("it is truncated to {length} bytes"));
     let length = file.metadata().map_err(read)?.len();
-    if length < 2 * PAGE_BYTES {
-        return Err(broken(&path, format!("it is truncated to {length} bytes")));
+    if length < META_BYTES as u64 {
+        return Err(truncated(length));
     }
-    let mut pages = vec![0; 2 * PAGE_BYTES as usize];
-    file.read_exact(&mut pages).map_err(read)?;
-    let mut newest: Option<(u64, u64)> = None;
-    for page in pages.chunks(PAGE_BYTES as usize) {
-        if let Some((last_page, txn)) = meta_page(page)
-            && newest.is_none_or(|(_, newest_txn)| txn > newest_txn)
-        {
-            newest = Some((last_page, txn));
-        }
-    }
-    let Some((last_page, _)) = newest else {
+    let Some(first) = read_meta(&file, 0).map_err(read)? else {
         return Err(broken(&path, "it is not an LMDB file".into()));
     };
-    let needed = (last_page + 1) * PAGE_BYTES;
+    if length < 2 * first.page_bytes {
+        return Err(truncated(length));
+    }
+    let last_page = match read_meta(&file, first.page_bytes).map_err(read)? {
+        Some(second) if second.txn > first.txn => second.last_page,
+        _ => first.last_page,
+    };
+    let needed = last_page.saturating_add(1).saturating_mul(first.page_bytes);
     if length < needed {
         return Err(broken(
             &path,
@@ -850,16 +871,44 @@ fn broken(path: &Path, cause: String) -> Failure {
     )
 }
 
-/// Last page and transaction of a meta page.
-fn meta_page(page: &[u8]) -> Option<(u64, u64)> {
-    const MAGIC: [u8; 4] = 0xBEEF_C0DE_u32.to_le_bytes();
+/// What a meta page says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Meta {
+    /// Size of all pages: that of the operating system that made the file.
+    page_bytes: u64,
+    last_page: u64,
+    txn: u64,
+}
+
+/// As much of a page as is looked at; no page is smaller.
+const META_BYTES: usize = 512;
+/// Sizes that LMDB knows.
+const PAGE_BYTES: std::ops::RangeInclusive<u32> = META_BYTES as u32..=65536;
+
+/// Reads the meta page that begins at `offset`. `None`: there is none.
+fn read_meta(file: &File, offset: u64) -> io::Result<Option<Meta>> {
+    let mut page = [0; META_BYTES];
+    file.read_exact_at(&mut page, offset)?;
+    Ok(parse_meta(&page))
+}
+
+/// Offsets from `struct MDB_page` and `MDB_meta` of LMDB 0.9 and its master branch: a 16 or 24 byte page header, then
+/// magic u32, version u32, address, map size, two trees of 48 bytes, last page u64, transaction u64. The first tree
+/// begins with the page size (`mm_psize`), a u32.
+fn parse_meta(page: &[u8; META_BYTES]) -> Option<Meta> {
+    const MAGIC: [u8; 4] = 0xBEEF_C0DE_u32.to_ne_bytes();
+    const TREES: usize = 24;
+    const AFTER_TREES: usize = TREES + 2 * 48;
     let at = [16, 24].into_iter().find(|&at| page[at..at + 4] == MAGIC)?;
-    // magic 4, version 4, address 8, map size 8, two trees of 48 each.
-    let field = |offset: usize| {
-        let at = at + 24 + 96 + offset;
-        page[at..at + 8].try_into().map(u64::from_le_bytes).ok()
-    };
-    Some((field(0)?, field(8)?))
+    let word = |offset: usize| page[at + offset..][..8].try_into().map(u64::from_ne_bytes);
+    let size = page[at + TREES..][..4].try_into().map(u32::from_ne_bytes);
+    let size = size.ok()?;
+    let known = size.is_power_of_two() && PAGE_BYTES.contains(&size);
+    Some(Meta {
+        page_bytes: known.then_some(size.into())?,
+        last_page: word(AFTER_TREES).ok()?,
+        txn: word(AFTER_TREES + 8).ok()?,
+    })
 }
 
 #[cfg(test)]
@@ -891,14 +940,42 @@ mod tests {
             ledger.commit_records(&commit(seq)).unwrap();
         }
         let info = ledger.env.info();
-        let bytes = std::fs::read(dir.path().join("ledger/data.mdb")).unwrap();
-        let newest = bytes
-            .chunks(PAGE_BYTES as usize)
-            .take(2)
-            .filter_map(meta_page)
-            .max_by_key(|page| page.1);
-        let expected = (info.last_page_number as u64, info.last_txn_id as u64);
+        let file = File::open(dir.path().join("ledger/data.mdb")).unwrap();
+        let txn = ledger.env.read_txn().unwrap();
+        let page_bytes = u64::from(ledger.tables.meta.stat(&txn).unwrap().page_size);
+        let newest = [0, page_bytes]
+            .into_iter()
+            .filter_map(|offset| read_meta(&file, offset).unwrap())
+            .max_by_key(|meta| meta.txn);
+        let expected = Meta {
+            page_bytes,
+            last_page: info.last_page_number as u64,
+            txn: info.last_txn_id as u64,
+        };
         assert_eq!(newest, Some(expected));
+    }
+
+    #[test]
+    fn the_page_size_is_what_the_file_says() {
+        let dir = tempfile::tempdir().unwrap();
+        drop(Lmdb::open(&dir.path().join("ledger"), Durability::None).unwrap());
+        let file = File::open(dir.path().join("ledger/data.mdb")).unwrap();
+        let mut page = [0; META_BYTES];
+        file.read_exact_at(&mut page, 0).unwrap();
+        let at = [16, 24]
+            .into_iter()
+            .find(|&at| page[at..at + 4] == 0xBEEF_C0DE_u32.to_ne_bytes())
+            .unwrap();
+        let mut with = |size: u32| {
+            page[at + 24..at + 28].copy_from_slice(&size.to_ne_bytes());
+            parse_meta(&page).map(|meta| meta.page_bytes)
+        };
+        for size in [512, 4096, 16384, 65536] {
+            assert_eq!(with(size), Some(size.into()));
+        }
+        for size in [0, 256, 4095, 131_072] {
+            assert_eq!(with(size), None);
+        }
     }
 
     #[test]
@@ -908,7 +985,8 @@ mod tests {
         for seq in 1..500 {
             ledger.commit_records(&commit(seq)).unwrap();
         }
-        let used = (ledger.env.info().last_page_number as u64 + 1) * PAGE_BYTES;
+        let used = (ledger.env.info().last_page_number as u64 + 1) * ledger.page_bytes;
+        let page_bytes = ledger.page_bytes;
         drop(ledger);
         let dir = dir.path().join("ledger");
         assert!(refuse_if_damaged(&dir).is_ok());
@@ -923,7 +1001,7 @@ mod tests {
         assert!(failure.to_string().contains("truncated"), "{failure}");
         shorten(whole);
         drop(Lmdb::open(&dir, Durability::Full).unwrap());
-        for length in [used - 1, used / 2, PAGE_BYTES, 1] {
+        for length in [used - 1, used / 2, page_bytes, 1] {
             shorten(length);
             let failure = refuse_if_damaged(&dir).unwrap_err();
             assert_eq!(failure.exit, Exit::Io);

@@ -207,6 +207,11 @@ pub fn fallback(what: &str, cause: &str, instead: &str) {
     info!(event = "fallback", what, cause, instead);
 }
 
+/// Something about the settings looks like a mistake, and the run goes on without it.
+pub fn settings_doubtful(message: &str) {
+    warn!(event = "settings_doubtful", message);
+}
+
 /// A missing directory was made. `role`: input, warehouse, manifests or state.
 pub fn directory_made(path: &Path, role: &str) {
     info!(

@@ -11,6 +11,7 @@ use crate::failure::Failure;
 use crate::ledger::lmdb::{Lmdb, Snapshot};
 use crate::ledger::{OwedKind, RecordState};
 use crate::pipeline::record::layout;
+use crate::session::MARKER_TEMPORARY;
 
 use super::warehouse::{Names, is_absent};
 use super::{Kind, Report, Scope, newer_records};
@@ -65,6 +66,7 @@ pub fn warehouse(
         let name = entry.file_name();
         let ignored = at_top
             && (name == layout::MARKER
+                || name == MARKER_TEMPORARY
                 || name == LOST_AND_FOUND
                 || scope.running && name == layout::TMP_DIR
                 || name.as_encoded_bytes().starts_with(PROBE_PREFIX));
