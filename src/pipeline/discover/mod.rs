@@ -220,7 +220,8 @@ impl Discoverer {
             }
             Fate::Again { after, why } => {
                 let after = match why {
-                    Waiting::HeldOpen => after.max(held_open_rest(entry.tries)),
+                    // A sidecar that is still held open, too.
+                    Waiting::HeldOpen | Waiting::Sidecar => after.max(held_open_rest(entry.tries)),
                     Waiting::Unreadable => {
                         (after * 2u32.saturating_pow(entry.tries)).min(UNREADABLE_REST_MAX)
                     }
@@ -592,8 +593,8 @@ impl Discoverer {
                 let speaks = match why {
                     Waiting::Still => changed && by == SeenBy::Timer,
                     Waiting::HeldOpen | Waiting::Turn => false,
-                    Waiting::Links => due.is_none(),
-                    Waiting::Sidecar | Waiting::Empty | Waiting::Unreadable => true,
+                    Waiting::Links | Waiting::Sidecar => due.is_none(),
+                    Waiting::Empty | Waiting::Unreadable => true,
                 };
                 if speaks {
                     events::file_waiting(&root.absolute(path), why.as_str());

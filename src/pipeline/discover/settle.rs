@@ -138,6 +138,11 @@ impl Unsettled {
         }
         match rules.mode {
             Mode::Stability => self.held_still(rules, seen, by, now),
+            // Its writer is still at it; if it was linked into place, nothing more is heard of it.
+            Mode::Sidecar if seen.sidecar && by == SeenBy::Created => Step::Look {
+                after: Some(LINK_REST),
+                why: Waiting::Sidecar,
+            },
             Mode::Sidecar if seen.sidecar => Step::Settled(Proof::Settled),
             Mode::Sidecar => Step::Look {
                 after: None,
@@ -302,8 +307,13 @@ mod tests {
             sidecar: true,
             ..seen(1)
         };
-        let step = file.step(&rules, &with, SeenBy::Finished, start).0;
-        assert_eq!(step, Step::Settled(Proof::Settled));
+        let after = Some(LINK_REST);
+        let step = file.step(&rules, &with, SeenBy::Created, start).0;
+        assert_eq!(step, Step::Look { after, why });
+        for by in [SeenBy::Finished, SeenBy::Timer, SeenBy::Scan] {
+            let step = file.step(&rules, &with, by, start).0;
+            assert_eq!(step, Step::Settled(Proof::Settled));
+        }
         for (empty, expected) in [
             (
                 EmptyPolicy::Hold,
