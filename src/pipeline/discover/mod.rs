@@ -103,14 +103,16 @@ struct Entry {
     copy: bool,
     proof: Proof,
     tries: u32,
+    /// What was heard of it while it was downstream. The next look counts as that.
+    heard: Option<SeenBy>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     /// Looked at again at that time; `None`: when it is heard of, or at the next scan.
     Waiting { due: Option<Instant>, why: Waiting },
-    /// Downstream. `again`: something happened to its name meanwhile.
-    InFlight { again: bool },
+    /// Downstream. `again`: the last that was heard of its name meanwhile.
+    InFlight { again: Option<SeenBy> },
 }
 
 #[derive(Debug)]
@@ -200,7 +202,12 @@ impl Discoverer {
         let Some(entry) = self.entries[input].get_mut(&path) else {
             return;
         };
-        let again = matches!(entry.state, State::InFlight { again: true });
+        let again = match entry.state {
+            State::InFlight { again } => again,
+            State::Waiting { .. } => None,
+        };
+        // Those that come again keep their rest, whatever was heard: taking a file back is heard of, too.
+        entry.heard = again;
         let size = entry.file.identity.size;
         let mut look = |entry: &mut Entry, after: Duration, why| {
             let due = now + after;
@@ -214,11 +221,15 @@ impl Discoverer {
             Fate::Done => {
                 self.forget(input, &path);
                 self.resume();
-                if again {
-                    self.sight(input, &path, SeenBy::Finished, None);
+                if let Some(by) = again {
+                    self.sight(input, &path, by, None);
                 }
             }
             Fate::Again { after, why } => {
+                if again == Some(SeenBy::Finished) && why != Waiting::Turn {
+                    // Somebody let go of it; the rests begin with the shortest.
+                    entry.tries = 0;
+                }
                 let after = match why {
                     // A sidecar that is still held open, too.
                     Waiting::HeldOpen | Waiting::Sidecar => after.max(held_open_rest(entry.tries)),
@@ -242,17 +253,23 @@ impl Discoverer {
             Fate::NeedsCopy => {
                 entry.copy = true;
                 let (identity, proof) = (entry.file.identity, entry.proof);
-                self.settled(input, path, identity, proof);
+                self.settled(input, Arc::clone(&path), identity, proof);
+                if let Some(entry) = self.entries[input].get_mut(&path) {
+                    entry.state = State::InFlight { again };
+                }
             }
             Fate::Withdrawn => {
                 self.withdrawn(input, &path, size);
-                if again {
-                    self.sight(input, &path, SeenBy::Finished, None);
+                if let Some(by) = again {
+                    self.sight(input, &path, by, None);
                 }
             }
             Fate::Ignored(reason) => {
                 self.forget(input, &path);
                 events::file_ignored(&self.parts.inputs[input].absolute(&path), reason);
+                if let Some(by) = again {
+                    self.sight(input, &path, by, None);
+                }
             }
             Fate::NoRoom(reason) => {
                 look(entry, PAUSE_REST, Waiting::Turn);
@@ -460,7 +477,9 @@ impl Discoverer {
                 state: State::InFlight { again },
                 ..
             }) => {
-                *again |= by != SeenBy::Scan;
+                if by != SeenBy::Scan {
+                    *again = Some(by);
+                }
                 return;
             }
             // Its timer looks at it soon enough. A close is worth a look, though: the interval begins with it.
@@ -565,9 +584,15 @@ impl Discoverer {
                     copy: false,
                     proof: Proof::Settled,
                     tries: 0,
+                    heard: None,
                 }
             });
         self.pending += count;
+        let heard = entry.heard.take();
+        let by = match by {
+            SeenBy::Timer | SeenBy::Scan => heard.unwrap_or(by),
+            SeenBy::Created | SeenBy::Finished => by,
+        };
         let size_before = entry.file.identity.size;
         let (step, changed) = entry.file.step(&rules, &seen, by, now);
         self.pending.bytes += seen.identity.size;
@@ -629,7 +654,7 @@ impl Discoverer {
             return;
         };
         let now = Instant::now();
-        entry.state = State::InFlight { again: false };
+        entry.state = State::InFlight { again: None };
         entry.proof = proof;
         self.in_flight += 1;
         let root = Arc::clone(&self.parts.inputs[input]);
