@@ -32,7 +32,7 @@ use crate::pipeline::{Candidate, Fate, Input, Proof, Ticket, Verdicts, Waiting};
 use crate::settings::{IgnoreReason, Mode};
 
 use scan::{Entry as ScanEntry, Scan};
-use settle::{Rules, Seen, SeenBy, Step, Unsettled, held_open_rest};
+use settle::{Rules, Seen, SeenBy, Step, Unsettled, failed_rest, held_open_rest, turn_rest};
 use watcher::{Report, Watcher};
 
 /// Files that are remembered while they settle. What comes beyond is dropped, and a scan finds it again.
@@ -51,8 +51,6 @@ const PAUSE_REST: Duration = Duration::from_secs(1);
 const ONCE_PAUSE_MAX: Duration = Duration::from_secs(60);
 /// With `--once`: how long a file may change or be held open at least, before it is left.
 const ONCE_PATIENCE_MIN: Duration = Duration::from_secs(10);
-/// Longest rest of a file that cannot be read.
-const UNREADABLE_REST_MAX: Duration = Duration::from_secs(60);
 /// How often the age of the oldest file is worked out, and the end of `--once` looked for.
 const BOOKKEEPING_REST: Duration = Duration::from_millis(50);
 
@@ -102,7 +100,9 @@ struct Entry {
     state: State,
     copy: bool,
     proof: Proof,
+    /// How often it came back in a row, and what for.
     tries: u32,
+    tries_for: Waiting,
     /// What was heard of it while it was downstream. The next look counts as that.
     heard: Option<SeenBy>,
 }
@@ -226,16 +226,17 @@ impl Discoverer {
                 }
             }
             Fate::Again { after, why } => {
-                if again == Some(SeenBy::Finished) && why != Waiting::Turn {
-                    // Somebody let go of it; the rests begin with the shortest.
+                // When somebody let go of it, the rests begin with the shortest.
+                let let_go = again == Some(SeenBy::Finished) && why != Waiting::Turn;
+                if let_go || entry.tries_for != why {
                     entry.tries = 0;
+                    entry.tries_for = why;
                 }
                 let after = match why {
                     // A sidecar that is still held open, too.
                     Waiting::HeldOpen | Waiting::Sidecar => after.max(held_open_rest(entry.tries)),
-                    Waiting::Unreadable => {
-                        (after * 2u32.saturating_pow(entry.tries)).min(UNREADABLE_REST_MAX)
-                    }
+                    Waiting::Unreadable => failed_rest(after, entry.tries),
+                    Waiting::Turn => turn_rest(after, entry.tries),
                     _ => after,
                 };
                 entry.tries += 1;
@@ -584,6 +585,7 @@ impl Discoverer {
                     copy: false,
                     proof: Proof::Settled,
                     tries: 0,
+                    tries_for: Waiting::Still,
                     heard: None,
                 }
             });

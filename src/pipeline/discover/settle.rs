@@ -81,6 +81,29 @@ pub fn held_open_rest(tries: u32) -> Duration {
     Duration::from_millis(HELD_OPEN_RESTS_MS[at])
 }
 
+/// Times that a file may have its turn again at once.
+const TURNS_AT_ONCE: u32 = 3;
+/// Longest rest of a file that fails again and again.
+const FAILED_REST_MAX: Duration = Duration::from_secs(60);
+
+/// How long a file rests that failed `tries` times before, and rested for `first` the first time.
+pub fn failed_rest(first: Duration, tries: u32) -> Duration {
+    first
+        .saturating_mul(2u32.saturating_pow(tries))
+        .min(FAILED_REST_MAX)
+}
+
+/// How long a file rests until its next turn. One that may have it at once is held back when that does not help.
+pub fn turn_rest(first: Duration, tries: u32) -> Duration {
+    if !first.is_zero() {
+        failed_rest(first, tries)
+    } else if tries < TURNS_AT_ONCE {
+        Duration::ZERO
+    } else {
+        failed_rest(Duration::from_secs(1), tries - TURNS_AT_ONCE)
+    }
+}
+
 /// A file that has not settled.
 #[derive(Debug, Clone, Copy)]
 pub struct Unsettled {
@@ -304,6 +327,20 @@ mod tests {
         assert_eq!(at(2, SeenBy::Finished), settled);
         assert_eq!(at(2, SeenBy::Created), look(5));
         assert_eq!(at(2, SeenBy::Timer), look(5));
+    }
+
+    #[test]
+    fn rests_double_up_to_a_minute_and_turns_at_once_are_few() {
+        let rests = |first: Duration| (0..9).map(move |tries| turn_rest(first, tries).as_secs());
+        assert_eq!(
+            rests(SECOND).collect::<Vec<_>>(),
+            [1, 2, 4, 8, 16, 32, 60, 60, 60]
+        );
+        assert_eq!(
+            rests(Duration::ZERO).collect::<Vec<_>>(),
+            [0, 0, 0, 1, 2, 4, 8, 16, 32]
+        );
+        assert_eq!(failed_rest(SECOND, u32::MAX), FAILED_REST_MAX);
     }
 
     #[test]
