@@ -103,6 +103,8 @@ struct Entry {
     /// How often it came back in a row, and what for.
     tries: u32,
     tries_for: Waiting,
+    /// With `--once`: since when it has been changing or coming back. Its patience begins there, not when it came.
+    restless_since: Option<Instant>,
     /// What was heard of it while it was downstream. The next look counts as that.
     heard: Option<SeenBy>,
 }
@@ -232,6 +234,12 @@ impl Discoverer {
                     entry.tries = 0;
                     entry.tries_for = why;
                 }
+                // Having to wait for others is not its fault; failing when its turn comes is.
+                entry.restless_since = if why == Waiting::Turn && after.is_zero() {
+                    None
+                } else {
+                    entry.restless_since.or(Some(now))
+                };
                 let after = match why {
                     // A sidecar that is still held open, too.
                     Waiting::HeldOpen | Waiting::Sidecar => after.max(held_open_rest(entry.tries)),
@@ -586,6 +594,7 @@ impl Discoverer {
                     proof: Proof::Settled,
                     tries: 0,
                     tries_for: Waiting::Still,
+                    restless_since: None,
                     heard: None,
                 }
             });
@@ -601,6 +610,7 @@ impl Discoverer {
         self.pending.bytes -= size_before;
         if changed {
             entry.tries = 0;
+            entry.restless_since.get_or_insert(now);
         }
         match step {
             Step::Settled(proof) => self.settled(input, shared, seen.identity, proof),
@@ -785,7 +795,9 @@ impl Discoverer {
             entries.values().all(|entry| match entry.state {
                 State::InFlight { .. } => false,
                 State::Waiting { due: None, .. } => true,
-                State::Waiting { .. } => now - entry.file.first_seen > patience,
+                State::Waiting { .. } => entry
+                    .restless_since
+                    .is_some_and(|since| now.saturating_duration_since(since) > patience),
             })
         });
         if !stuck {
