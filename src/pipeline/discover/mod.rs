@@ -103,6 +103,8 @@ struct Entry {
     /// How often it came back in a row, and what for.
     tries: u32,
     tries_for: Waiting,
+    /// Whether there was no room for it when it was tried last.
+    no_room: bool,
     /// With `--once`: since when it has been changing or coming back. Its patience begins there, not when it came.
     restless_since: Option<Instant>,
     /// What was heard of it while it was downstream. The next look counts as that.
@@ -210,6 +212,7 @@ impl Discoverer {
         };
         // Those that come again keep their rest, whatever was heard: taking a file back is heard of, too.
         entry.heard = again;
+        entry.no_room = matches!(fate, Fate::NoRoom(_));
         let size = entry.file.identity.size;
         let mut look = |entry: &mut Entry, after: Duration, why| {
             let due = now + after;
@@ -594,6 +597,7 @@ impl Discoverer {
                     proof: Proof::Settled,
                     tries: 0,
                     tries_for: Waiting::Still,
+                    no_room: false,
                     restless_since: None,
                     heard: None,
                 }
@@ -733,6 +737,11 @@ impl Discoverer {
             }
             // One file finds out whether there is room again.
             pause.retry_at = now + PAUSE_REST;
+            if self.in_flight == 0 && !self.entries.iter().any(finds_out_about_room) {
+                // Those that could have are gone or changing. The next that is found does.
+                self.resume();
+                return;
+            }
             if let Some(candidate) = self.ready.pop_front()
                 && let Err(candidate) = self.parts.candidates.try_push(candidate)
             {
@@ -886,6 +895,21 @@ impl Discoverer {
         }
         Some(until(next))
     }
+}
+
+/// Whether one of these files will be tried for want of room.
+fn finds_out_about_room(entries: &HashMap<Arc<Path>, Entry>) -> bool {
+    let waits = |entry: &Entry| {
+        let turn = matches!(
+            entry.state,
+            State::Waiting {
+                due: Some(_),
+                why: Waiting::Turn
+            }
+        );
+        entry.no_room && turn
+    };
+    entries.values().any(waits)
 }
 
 /// What something that is no regular file is. Directories are nothing odd.
