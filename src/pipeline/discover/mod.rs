@@ -437,7 +437,16 @@ impl Discoverer {
                     }
                 }
                 Some(ScanEntry::Name { path, dir, kind }) => {
-                    if kind == FileType::Directory {
+                    // Some filesystems leave it to us to find out.
+                    let is_directory = match kind {
+                        FileType::Unknown => {
+                            let name = path.file_name().unwrap_or(OsStr::new("."));
+                            stat::stat_at(&dir, name)
+                                .is_ok_and(|seen| seen.is_some_and(|s| s.kind.is_dir()))
+                        }
+                        kind => kind.is_dir(),
+                    };
+                    if is_directory {
                         if self.parts.inputs[input].settings.enters(&path) {
                             scan.enter(path);
                         }
