@@ -570,7 +570,7 @@ impl Discoverer {
         }
         let now = Instant::now();
         let known = self.entries[input].contains_key(path);
-        if !known && !self.make_room(input) {
+        if !known && !self.make_room() {
             self.make_up();
             return;
         }
@@ -703,20 +703,22 @@ impl Discoverer {
     }
 
     /// Room for one more file. Files that wait for nothing but a scan make place first.
-    fn make_room(&mut self, input: usize) -> bool {
+    fn make_room(&mut self) -> bool {
         let all: usize = self.entries.iter().map(HashMap::len).sum();
         if all < ENTRIES_MAX {
             return true;
         }
         let evictable = |entry: &Entry| matches!(entry.state, State::Waiting { due: None, .. });
         let mut gone = Count::default();
-        self.entries[input].retain(|_, entry| {
-            let stays = !evictable(entry);
-            if !stays {
-                gone += Count::file(entry.file.identity.size);
-            }
-            stays
-        });
+        for entries in &mut self.entries {
+            entries.retain(|_, entry| {
+                let stays = !evictable(entry);
+                if !stays {
+                    gone += Count::file(entry.file.identity.size);
+                }
+                stays
+            });
+        }
         self.pending.files -= gone.files;
         self.pending.bytes -= gone.bytes;
         gone.files > 0
