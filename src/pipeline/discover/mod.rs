@@ -395,8 +395,9 @@ impl Discoverer {
         let input = &self.parts.inputs[index];
         let path = &input.settings.input;
         let seen = rustix::fs::stat(path).map_err(io::Error::from);
+        let root = &input.root.identity;
         match seen {
-            Ok(seen) if seen.st_ino == input.root.identity.inode => Ok(()),
+            Ok(seen) if (seen.st_dev, seen.st_ino) == (root.device, root.inode) => Ok(()),
             Ok(_) => Err(Failure::new(
                 Exit::Io,
                 "go on watching",
