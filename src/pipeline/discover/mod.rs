@@ -22,7 +22,7 @@ use rustix::event::{PollFd, PollFlags};
 use rustix::fs::{FileType, Timespec};
 
 use crate::failure::{Exit, Failure};
-use crate::io::{FileStat, clock, stat};
+use crate::io::{FileStat, clock, open, stat};
 use crate::observe::events;
 use crate::observe::metrics::{Count, Metrics, Stage};
 use crate::pipeline::queue::Queue;
@@ -284,6 +284,7 @@ impl Discoverer {
                 }
             }
             Fate::NoRoom(reason) => {
+                entry.restless_since = None;
                 look(entry, PAUSE_REST, Waiting::Turn);
                 self.pause_intake(&reason, now);
             }
@@ -517,7 +518,7 @@ impl Discoverer {
         }
         let seen = match dir {
             Some(dir) => stat::stat_at(dir, path.file_name().unwrap_or(OsStr::new("."))),
-            None => stat::stat_at(&*root.dir, path.as_os_str()),
+            None => look_beneath(&root, path),
         };
         match seen {
             Ok(Some(seen)) if seen.kind == FileType::RegularFile => {
@@ -557,8 +558,8 @@ impl Discoverer {
         }
         // Its file has its own turn in the scan, if it is there.
         let known = self.entries[input].contains_key(file);
-        let alone = !known && matches!(stat::stat_at(&*root.dir, file.as_os_str()), Ok(None));
-        let still_there = || matches!(stat::stat_at(&*root.dir, path.as_os_str()), Ok(Some(_)));
+        let alone = !known && matches!(look_beneath(&root, file), Ok(None));
+        let still_there = || matches!(look_beneath(&root, path), Ok(Some(_)));
         if alone && still_there() {
             events::file_waiting(&root.absolute(path), "a sidecar without its file");
         }
@@ -660,7 +661,7 @@ impl Discoverer {
 
     fn has_sidecar(&self, root: &Input, path: &Path) -> bool {
         let path = sidecar_path(path, &root.settings.sidecar_suffix);
-        match stat::stat_at(&*root.dir, path.as_os_str()) {
+        match look_beneath(root, &path) {
             Ok(Some(seen)) => {
                 seen.kind == FileType::RegularFile
                     && !self.parts.kept.contains(root.id, &path, &seen.identity)
@@ -906,6 +907,23 @@ impl Discoverer {
             next = next.min(now + BOOKKEEPING_REST);
         }
         Some(until(next))
+    }
+}
+
+/// Looks at a path beneath an input. What a symbolic link or a mount point leads to is not there.
+fn look_beneath(root: &Input, path: &Path) -> io::Result<Option<FileStat>> {
+    use rustix::io::Errno;
+    let name = path.file_name().unwrap_or(OsStr::new("."));
+    let parent = path.parent().unwrap_or(Path::new(""));
+    if parent.as_os_str().is_empty() {
+        return stat::stat_at(&*root.dir, name);
+    }
+    match open::dir_beneath(&*root.dir, parent) {
+        Ok(dir) => stat::stat_at(&dir, name),
+        Err(error) => match Errno::from_io_error(&error) {
+            Some(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::XDEV) => Ok(None),
+            _ => Err(error),
+        },
     }
 }
 
