@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use rustix::fs::FileType;
+use rustix::fs::{FileType, OFlags};
 use rustix::io::Errno;
 
 use crate::failure::Failure;
@@ -267,6 +267,10 @@ impl Reader {
         if before.kind != FileType::RegularFile {
             return Err(Leave::With(Fate::Ignored("not a regular file")));
         }
+        // It was for FIFOs and leases at the opening. Linux 5.15 would let it end reads of a ring early, with EAGAIN.
+        rustix::fs::fcntl_getfl(&file)
+            .and_then(|flags| rustix::fs::fcntl_setfl(&file, flags - OFlags::NONBLOCK))
+            .map_err(|error| Leave::Failed("open", error.into()))?;
         if before.identity != candidate.identity {
             events::file_changed(
                 &input.absolute(path),
