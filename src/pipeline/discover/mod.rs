@@ -518,7 +518,7 @@ impl Discoverer {
         }
         let seen = match dir {
             Some(dir) => stat::stat_at(dir, path.file_name().unwrap_or(OsStr::new("."))),
-            None => look_beneath(&root, path),
+            None => look_beneath(&*root.dir, path),
         };
         match seen {
             Ok(Some(seen)) if seen.kind == FileType::RegularFile => {
@@ -558,8 +558,8 @@ impl Discoverer {
         }
         // Its file has its own turn in the scan, if it is there.
         let known = self.entries[input].contains_key(file);
-        let alone = !known && matches!(look_beneath(&root, file), Ok(None));
-        let still_there = || matches!(look_beneath(&root, path), Ok(Some(_)));
+        let alone = !known && matches!(look_beneath(&*root.dir, file), Ok(None));
+        let still_there = || matches!(look_beneath(&*root.dir, path), Ok(Some(_)));
         if alone && still_there() {
             events::file_waiting(&root.absolute(path), "a sidecar without its file");
         }
@@ -661,7 +661,7 @@ impl Discoverer {
 
     fn has_sidecar(&self, root: &Input, path: &Path) -> bool {
         let path = sidecar_path(path, &root.settings.sidecar_suffix);
-        match look_beneath(root, &path) {
+        match look_beneath(&*root.dir, &path) {
             Ok(Some(seen)) => {
                 seen.kind == FileType::RegularFile
                     && !self.parts.kept.contains(root.id, &path, &seen.identity)
@@ -911,14 +911,14 @@ impl Discoverer {
 }
 
 /// Looks at a path beneath an input. What a symbolic link or a mount point leads to is not there.
-fn look_beneath(root: &Input, path: &Path) -> io::Result<Option<FileStat>> {
+fn look_beneath(root: impl AsFd, path: &Path) -> io::Result<Option<FileStat>> {
     use rustix::io::Errno;
     let name = path.file_name().unwrap_or(OsStr::new("."));
     let parent = path.parent().unwrap_or(Path::new(""));
     if parent.as_os_str().is_empty() {
-        return stat::stat_at(&*root.dir, name);
+        return stat::stat_at(root, name);
     }
-    match open::dir_beneath(&*root.dir, parent) {
+    match open::dir_beneath(root, parent) {
         Ok(dir) => stat::stat_at(&dir, name),
         Err(error) => match Errno::from_io_error(&error) {
             Some(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::XDEV) => Ok(None),
@@ -952,5 +952,54 @@ fn describe(kind: FileType) -> Option<&'static str> {
         FileType::BlockDevice => Some("a block device"),
         FileType::CharacterDevice => Some("a character device"),
         _ => Some("not a regular file"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_symbolic_link_leads_to_is_not_there() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("real")).unwrap();
+        std::fs::write(dir.path().join("real/file"), "x").unwrap();
+        std::os::unix::fs::symlink("real", dir.path().join("link")).unwrap();
+        let root = open::root_dir(dir.path()).unwrap();
+        let size = |path: &str| {
+            let seen = look_beneath(&root, Path::new(path)).unwrap();
+            seen.map(|seen| seen.identity.size)
+        };
+        assert_eq!(size("real/file"), Some(1));
+        assert_eq!(size("link/file"), None);
+        assert_eq!(size("real/other"), None);
+        assert_eq!(size("none/file"), None);
+        assert_eq!(size("real/file/below"), None);
+    }
+
+    #[test]
+    fn only_a_file_that_will_be_tried_keeps_a_pause_going() {
+        let path: Arc<Path> = Path::new("file").into();
+        let finds_out = |no_room, due, why| {
+            let now = Instant::now();
+            let entry = Entry {
+                file: Unsettled::new(crate::io::Identity::default(), now),
+                state: State::Waiting { due, why },
+                copy: false,
+                proof: Proof::Settled,
+                tries: 0,
+                tries_for: why,
+                no_room,
+                restless_since: None,
+                heard: None,
+            };
+            finds_out_about_room(&HashMap::from([(Arc::clone(&path), entry)]))
+        };
+        let soon = Some(Instant::now());
+        assert!(finds_out(true, soon, Waiting::Turn));
+        assert!(!finds_out(false, soon, Waiting::Turn));
+        assert!(!finds_out(true, soon, Waiting::Still));
+        assert!(!finds_out(true, None, Waiting::Links));
+        assert!(!finds_out_about_room(&HashMap::new()));
     }
 }
