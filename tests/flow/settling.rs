@@ -248,6 +248,49 @@ fn closed_mode_takes_a_file_when_its_writer_closes_it() {
 }
 
 #[test]
+fn closed_mode_takes_a_closed_file_without_leases_too() {
+    let site = Site::new().with(&["--mode", "closed", "--lease", "off"]);
+    // Longer than this test waits for anything: only the close can have settled it.
+    let site = site.with(&["--stability-seconds", "60", "--rescan-seconds", "1"]);
+    let mut watching = site.start(&[]);
+    watching.wait_for_event("started", "");
+    let began = Instant::now();
+    for i in 0..5 {
+        let name = format!("closed-{i}.csv");
+        let content = format!("closed {i}");
+        site.put(&name, &content);
+        let line = site.wait_for_line(&mut watching, &name);
+        assert_eq!(line.sha256(), sha256(content.as_bytes()));
+    }
+    let took = began.elapsed();
+    assert!(took < Duration::from_secs(50), "settled by time: {took:?}");
+    watching.terminate();
+    assert_eq!(site.manifest().len(), 5);
+    site.assert_sound();
+}
+
+#[test]
+fn a_sidecar_that_is_still_being_written_is_waited_for() {
+    let site = Site::new().with(&["--mode", "sidecar", "--rescan-seconds", "1"]);
+    let mut watching = site.start(&[]);
+    watching.wait_for_event("started", "");
+    site.put("summed.csv", "summed");
+    // As `sha256sum summed.csv > summed.csv.ok` does with a large file.
+    let mut sidecar = File::create(site.staging.join("summed.csv.ok")).expect("create");
+    std::thread::sleep(Duration::from_millis(2_500));
+    assert_eq!(site.manifest_so_far().len(), 0, "its sidecar was empty");
+    sidecar
+        .write_all(sha256(b"something else").as_bytes())
+        .expect("write");
+    drop(sidecar);
+    watching.wait_for_event("file_quarantined", "summed.csv");
+    watching.terminate();
+    assert_eq!(site.manifest().len(), 0);
+    assert_eq!(site.quarantined().len(), 1);
+    site.assert_agrees();
+}
+
+#[test]
 fn a_rename_by_link_and_unlink_is_seen_in_closed_mode() {
     let site = Site::new().with(&[
         "--mode",

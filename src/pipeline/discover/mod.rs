@@ -22,7 +22,7 @@ use rustix::event::{PollFd, PollFlags};
 use rustix::fs::{FileType, Timespec};
 
 use crate::failure::{Exit, Failure};
-use crate::io::{FileStat, clock, stat};
+use crate::io::{FileStat, clock, open, stat};
 use crate::observe::events;
 use crate::observe::metrics::{Count, Metrics, Stage};
 use crate::pipeline::queue::Queue;
@@ -32,7 +32,7 @@ use crate::pipeline::{Candidate, Fate, Input, Proof, Ticket, Verdicts, Waiting};
 use crate::settings::{IgnoreReason, Mode};
 
 use scan::{Entry as ScanEntry, Scan};
-use settle::{Rules, Seen, SeenBy, Step, Unsettled, held_open_rest};
+use settle::{Rules, Seen, SeenBy, Step, Unsettled, failed_rest, held_open_rest, turn_rest};
 use watcher::{Report, Watcher};
 
 /// Files that are remembered while they settle. What comes beyond is dropped, and a scan finds it again.
@@ -51,8 +51,6 @@ const PAUSE_REST: Duration = Duration::from_secs(1);
 const ONCE_PAUSE_MAX: Duration = Duration::from_secs(60);
 /// With `--once`: how long a file may change or be held open at least, before it is left.
 const ONCE_PATIENCE_MIN: Duration = Duration::from_secs(10);
-/// Longest rest of a file that cannot be read.
-const UNREADABLE_REST_MAX: Duration = Duration::from_secs(60);
 /// How often the age of the oldest file is worked out, and the end of `--once` looked for.
 const BOOKKEEPING_REST: Duration = Duration::from_millis(50);
 
@@ -102,15 +100,23 @@ struct Entry {
     state: State,
     copy: bool,
     proof: Proof,
+    /// How often it came back in a row, and what for.
     tries: u32,
+    tries_for: Waiting,
+    /// Whether there was no room for it when it was tried last.
+    no_room: bool,
+    /// With `--once`: since when it has been changing or coming back. Its patience begins there, not when it came.
+    restless_since: Option<Instant>,
+    /// What was heard of it while it was downstream. The next look counts as that.
+    heard: Option<SeenBy>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     /// Looked at again at that time; `None`: when it is heard of, or at the next scan.
     Waiting { due: Option<Instant>, why: Waiting },
-    /// Downstream. `again`: something happened to its name meanwhile.
-    InFlight { again: bool },
+    /// Downstream. `again`: the last that was heard of its name meanwhile.
+    InFlight { again: Option<SeenBy> },
 }
 
 #[derive(Debug)]
@@ -200,7 +206,13 @@ impl Discoverer {
         let Some(entry) = self.entries[input].get_mut(&path) else {
             return;
         };
-        let again = matches!(entry.state, State::InFlight { again: true });
+        let again = match entry.state {
+            State::InFlight { again } => again,
+            State::Waiting { .. } => None,
+        };
+        // Those that come again keep their rest, whatever was heard: taking a file back is heard of, too.
+        entry.heard = again;
+        entry.no_room = matches!(fate, Fate::NoRoom(_));
         let size = entry.file.identity.size;
         let mut look = |entry: &mut Entry, after: Duration, why| {
             let due = now + after;
@@ -214,16 +226,28 @@ impl Discoverer {
             Fate::Done => {
                 self.forget(input, &path);
                 self.resume();
-                if again {
-                    self.sight(input, &path, SeenBy::Finished, None);
+                if let Some(by) = again {
+                    self.sight(input, &path, by, None);
                 }
             }
             Fate::Again { after, why } => {
+                // When somebody let go of it, the rests begin with the shortest.
+                let let_go = again == Some(SeenBy::Finished) && why != Waiting::Turn;
+                if let_go || entry.tries_for != why {
+                    entry.tries = 0;
+                    entry.tries_for = why;
+                }
+                // Having to wait for others is not its fault; failing when its turn comes is.
+                entry.restless_since = if why == Waiting::Turn && after.is_zero() {
+                    None
+                } else {
+                    entry.restless_since.or(Some(now))
+                };
                 let after = match why {
-                    Waiting::HeldOpen => after.max(held_open_rest(entry.tries)),
-                    Waiting::Unreadable => {
-                        (after * 2u32.saturating_pow(entry.tries)).min(UNREADABLE_REST_MAX)
-                    }
+                    // A sidecar that is still held open, too.
+                    Waiting::HeldOpen | Waiting::Sidecar => after.max(held_open_rest(entry.tries)),
+                    Waiting::Unreadable => failed_rest(after, entry.tries),
+                    Waiting::Turn => turn_rest(after, entry.tries),
                     _ => after,
                 };
                 entry.tries += 1;
@@ -241,19 +265,26 @@ impl Discoverer {
             Fate::NeedsCopy => {
                 entry.copy = true;
                 let (identity, proof) = (entry.file.identity, entry.proof);
-                self.settled(input, path, identity, proof);
+                self.settled(input, Arc::clone(&path), identity, proof);
+                if let Some(entry) = self.entries[input].get_mut(&path) {
+                    entry.state = State::InFlight { again };
+                }
             }
             Fate::Withdrawn => {
                 self.withdrawn(input, &path, size);
-                if again {
-                    self.sight(input, &path, SeenBy::Finished, None);
+                if let Some(by) = again {
+                    self.sight(input, &path, by, None);
                 }
             }
             Fate::Ignored(reason) => {
                 self.forget(input, &path);
                 events::file_ignored(&self.parts.inputs[input].absolute(&path), reason);
+                if let Some(by) = again {
+                    self.sight(input, &path, by, None);
+                }
             }
             Fate::NoRoom(reason) => {
+                entry.restless_since = None;
                 look(entry, PAUSE_REST, Waiting::Turn);
                 self.pause_intake(&reason, now);
             }
@@ -365,8 +396,9 @@ impl Discoverer {
         let input = &self.parts.inputs[index];
         let path = &input.settings.input;
         let seen = rustix::fs::stat(path).map_err(io::Error::from);
+        let root = &input.root.identity;
         match seen {
-            Ok(seen) if seen.st_ino == input.root.identity.inode => Ok(()),
+            Ok(seen) if (seen.st_dev, seen.st_ino) == (root.device, root.inode) => Ok(()),
             Ok(_) => Err(Failure::new(
                 Exit::Io,
                 "go on watching",
@@ -407,7 +439,16 @@ impl Discoverer {
                     }
                 }
                 Some(ScanEntry::Name { path, dir, kind }) => {
-                    if kind == FileType::Directory {
+                    // Some filesystems leave it to us to find out.
+                    let is_directory = match kind {
+                        FileType::Unknown => {
+                            let name = path.file_name().unwrap_or(OsStr::new("."));
+                            stat::stat_at(&dir, name)
+                                .is_ok_and(|seen| seen.is_some_and(|s| s.kind.is_dir()))
+                        }
+                        kind => kind.is_dir(),
+                    };
+                    if is_directory {
                         if self.parts.inputs[input].settings.enters(&path) {
                             scan.enter(path);
                         }
@@ -459,7 +500,9 @@ impl Discoverer {
                 state: State::InFlight { again },
                 ..
             }) => {
-                *again |= by != SeenBy::Scan;
+                if by != SeenBy::Scan {
+                    *again = Some(by);
+                }
                 return;
             }
             // Its timer looks at it soon enough. A close is worth a look, though: the interval begins with it.
@@ -475,7 +518,7 @@ impl Discoverer {
         }
         let seen = match dir {
             Some(dir) => stat::stat_at(dir, path.file_name().unwrap_or(OsStr::new("."))),
-            None => stat::stat_at(&*root.dir, path.as_os_str()),
+            None => look_beneath(&*root.dir, path),
         };
         match seen {
             Ok(Some(seen)) if seen.kind == FileType::RegularFile => {
@@ -515,8 +558,8 @@ impl Discoverer {
         }
         // Its file has its own turn in the scan, if it is there.
         let known = self.entries[input].contains_key(file);
-        let alone = !known && matches!(stat::stat_at(&*root.dir, file.as_os_str()), Ok(None));
-        let still_there = || matches!(stat::stat_at(&*root.dir, path.as_os_str()), Ok(Some(_)));
+        let alone = !known && matches!(look_beneath(&*root.dir, file), Ok(None));
+        let still_there = || matches!(look_beneath(&*root.dir, path), Ok(Some(_)));
         if alone && still_there() {
             events::file_waiting(&root.absolute(path), "a sidecar without its file");
         }
@@ -529,7 +572,7 @@ impl Discoverer {
         }
         let now = Instant::now();
         let known = self.entries[input].contains_key(path);
-        if !known && !self.make_room(input) {
+        if !known && !self.make_room() {
             self.make_up();
             return;
         }
@@ -564,15 +607,25 @@ impl Discoverer {
                     copy: false,
                     proof: Proof::Settled,
                     tries: 0,
+                    tries_for: Waiting::Still,
+                    no_room: false,
+                    restless_since: None,
+                    heard: None,
                 }
             });
         self.pending += count;
+        let heard = entry.heard.take();
+        let by = match by {
+            SeenBy::Timer | SeenBy::Scan => heard.unwrap_or(by),
+            SeenBy::Created | SeenBy::Finished => by,
+        };
         let size_before = entry.file.identity.size;
         let (step, changed) = entry.file.step(&rules, &seen, by, now);
         self.pending.bytes += seen.identity.size;
         self.pending.bytes -= size_before;
         if changed {
             entry.tries = 0;
+            entry.restless_since.get_or_insert(now);
         }
         match step {
             Step::Settled(proof) => self.settled(input, shared, seen.identity, proof),
@@ -592,8 +645,8 @@ impl Discoverer {
                 let speaks = match why {
                     Waiting::Still => changed && by == SeenBy::Timer,
                     Waiting::HeldOpen | Waiting::Turn => false,
-                    Waiting::Links => due.is_none(),
-                    Waiting::Sidecar | Waiting::Empty | Waiting::Unreadable => true,
+                    Waiting::Links | Waiting::Sidecar => due.is_none(),
+                    Waiting::Empty | Waiting::Unreadable => true,
                 };
                 if speaks {
                     events::file_waiting(&root.absolute(path), why.as_str());
@@ -608,7 +661,7 @@ impl Discoverer {
 
     fn has_sidecar(&self, root: &Input, path: &Path) -> bool {
         let path = sidecar_path(path, &root.settings.sidecar_suffix);
-        match stat::stat_at(&*root.dir, path.as_os_str()) {
+        match look_beneath(&*root.dir, &path) {
             Ok(Some(seen)) => {
                 seen.kind == FileType::RegularFile
                     && !self.parts.kept.contains(root.id, &path, &seen.identity)
@@ -628,7 +681,7 @@ impl Discoverer {
             return;
         };
         let now = Instant::now();
-        entry.state = State::InFlight { again: false };
+        entry.state = State::InFlight { again: None };
         entry.proof = proof;
         self.in_flight += 1;
         let root = Arc::clone(&self.parts.inputs[input]);
@@ -652,20 +705,22 @@ impl Discoverer {
     }
 
     /// Room for one more file. Files that wait for nothing but a scan make place first.
-    fn make_room(&mut self, input: usize) -> bool {
+    fn make_room(&mut self) -> bool {
         let all: usize = self.entries.iter().map(HashMap::len).sum();
         if all < ENTRIES_MAX {
             return true;
         }
         let evictable = |entry: &Entry| matches!(entry.state, State::Waiting { due: None, .. });
         let mut gone = Count::default();
-        self.entries[input].retain(|_, entry| {
-            let stays = !evictable(entry);
-            if !stays {
-                gone += Count::file(entry.file.identity.size);
-            }
-            stays
-        });
+        for entries in &mut self.entries {
+            entries.retain(|_, entry| {
+                let stays = !evictable(entry);
+                if !stays {
+                    gone += Count::file(entry.file.identity.size);
+                }
+                stays
+            });
+        }
         self.pending.files -= gone.files;
         self.pending.bytes -= gone.bytes;
         gone.files > 0
@@ -695,6 +750,11 @@ impl Discoverer {
             }
             // One file finds out whether there is room again.
             pause.retry_at = now + PAUSE_REST;
+            if self.in_flight == 0 && !self.entries.iter().any(finds_out_about_room) {
+                // Those that could have are gone or changing. The next that is found does.
+                self.resume();
+                return;
+            }
             if let Some(candidate) = self.ready.pop_front()
                 && let Err(candidate) = self.parts.candidates.try_push(candidate)
             {
@@ -757,7 +817,9 @@ impl Discoverer {
             entries.values().all(|entry| match entry.state {
                 State::InFlight { .. } => false,
                 State::Waiting { due: None, .. } => true,
-                State::Waiting { .. } => now - entry.file.first_seen > patience,
+                State::Waiting { .. } => entry
+                    .restless_since
+                    .is_some_and(|since| now.saturating_duration_since(since) > patience),
             })
         });
         if !stuck {
@@ -848,6 +910,38 @@ impl Discoverer {
     }
 }
 
+/// Looks at a path beneath an input. What a symbolic link or a mount point leads to is not there.
+fn look_beneath(root: impl AsFd, path: &Path) -> io::Result<Option<FileStat>> {
+    use rustix::io::Errno;
+    let name = path.file_name().unwrap_or(OsStr::new("."));
+    let parent = path.parent().unwrap_or(Path::new(""));
+    if parent.as_os_str().is_empty() {
+        return stat::stat_at(root, name);
+    }
+    match open::dir_beneath(root, parent) {
+        Ok(dir) => stat::stat_at(&dir, name),
+        Err(error) => match Errno::from_io_error(&error) {
+            Some(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::XDEV) => Ok(None),
+            _ => Err(error),
+        },
+    }
+}
+
+/// Whether one of these files will be tried for want of room.
+fn finds_out_about_room(entries: &HashMap<Arc<Path>, Entry>) -> bool {
+    let waits = |entry: &Entry| {
+        let turn = matches!(
+            entry.state,
+            State::Waiting {
+                due: Some(_),
+                why: Waiting::Turn
+            }
+        );
+        entry.no_room && turn
+    };
+    entries.values().any(waits)
+}
+
 /// What something that is no regular file is. Directories are nothing odd.
 fn describe(kind: FileType) -> Option<&'static str> {
     match kind {
@@ -858,5 +952,54 @@ fn describe(kind: FileType) -> Option<&'static str> {
         FileType::BlockDevice => Some("a block device"),
         FileType::CharacterDevice => Some("a character device"),
         _ => Some("not a regular file"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_symbolic_link_leads_to_is_not_there() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("real")).unwrap();
+        std::fs::write(dir.path().join("real/file"), "x").unwrap();
+        std::os::unix::fs::symlink("real", dir.path().join("link")).unwrap();
+        let root = open::root_dir(dir.path()).unwrap();
+        let size = |path: &str| {
+            let seen = look_beneath(&root, Path::new(path)).unwrap();
+            seen.map(|seen| seen.identity.size)
+        };
+        assert_eq!(size("real/file"), Some(1));
+        assert_eq!(size("link/file"), None);
+        assert_eq!(size("real/other"), None);
+        assert_eq!(size("none/file"), None);
+        assert_eq!(size("real/file/below"), None);
+    }
+
+    #[test]
+    fn only_a_file_that_will_be_tried_keeps_a_pause_going() {
+        let path: Arc<Path> = Path::new("file").into();
+        let finds_out = |no_room, due, why| {
+            let now = Instant::now();
+            let entry = Entry {
+                file: Unsettled::new(crate::io::Identity::default(), now),
+                state: State::Waiting { due, why },
+                copy: false,
+                proof: Proof::Settled,
+                tries: 0,
+                tries_for: why,
+                no_room,
+                restless_since: None,
+                heard: None,
+            };
+            finds_out_about_room(&HashMap::from([(Arc::clone(&path), entry)]))
+        };
+        let soon = Some(Instant::now());
+        assert!(finds_out(true, soon, Waiting::Turn));
+        assert!(!finds_out(false, soon, Waiting::Turn));
+        assert!(!finds_out(true, soon, Waiting::Still));
+        assert!(!finds_out(true, None, Waiting::Links));
+        assert!(!finds_out_about_room(&HashMap::new()));
     }
 }

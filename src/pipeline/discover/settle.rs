@@ -81,6 +81,29 @@ pub fn held_open_rest(tries: u32) -> Duration {
     Duration::from_millis(HELD_OPEN_RESTS_MS[at])
 }
 
+/// Times that a file may have its turn again at once.
+const TURNS_AT_ONCE: u32 = 3;
+/// Longest rest of a file that fails again and again.
+const FAILED_REST_MAX: Duration = Duration::from_secs(60);
+
+/// How long a file rests that failed `tries` times before, and rested for `first` the first time.
+pub fn failed_rest(first: Duration, tries: u32) -> Duration {
+    first
+        .saturating_mul(2u32.saturating_pow(tries))
+        .min(FAILED_REST_MAX)
+}
+
+/// How long a file rests until its next turn. One that may have it at once is held back when that does not help.
+pub fn turn_rest(first: Duration, tries: u32) -> Duration {
+    if !first.is_zero() {
+        failed_rest(first, tries)
+    } else if tries < TURNS_AT_ONCE {
+        Duration::ZERO
+    } else {
+        failed_rest(Duration::from_secs(1), tries - TURNS_AT_ONCE)
+    }
+}
+
 /// A file that has not settled.
 #[derive(Debug, Clone, Copy)]
 pub struct Unsettled {
@@ -94,6 +117,8 @@ pub struct Unsettled {
     pub lease_refused: bool,
     /// Whether its second name was seen before.
     linked_before: bool,
+    /// Whether it was closed in that very state: a look that a rest put off does not wait for another close.
+    closed: bool,
 }
 
 impl Unsettled {
@@ -105,6 +130,7 @@ impl Unsettled {
             since: now,
             lease_refused: false,
             linked_before: false,
+            closed: false,
         }
     }
 
@@ -114,6 +140,12 @@ impl Unsettled {
         if changed {
             self.identity = seen.identity;
             self.since = now;
+            self.closed = false;
+        }
+        match by {
+            SeenBy::Finished => self.closed = true,
+            SeenBy::Created => self.closed = false,
+            SeenBy::Scan | SeenBy::Timer => {}
         }
         (self.decide(rules, seen, by, now), changed)
     }
@@ -138,12 +170,19 @@ impl Unsettled {
         }
         match rules.mode {
             Mode::Stability => self.held_still(rules, seen, by, now),
+            // Its writer is still at it; if it was linked into place, nothing more is heard of it.
+            Mode::Sidecar if seen.sidecar && by == SeenBy::Created => Step::Look {
+                after: Some(LINK_REST),
+                why: Waiting::Sidecar,
+            },
             Mode::Sidecar if seen.sidecar => Step::Settled(Proof::Settled),
             Mode::Sidecar => Step::Look {
                 after: None,
                 why: Waiting::Sidecar,
             },
-            Mode::Closed if by == SeenBy::Finished => Step::Settled(Proof::Settled),
+            Mode::Closed if by == SeenBy::Finished || (by == SeenBy::Timer && self.closed) => {
+                Step::Settled(Proof::Settled)
+            }
             Mode::Closed if rules.leases && !self.lease_refused => {
                 if by == SeenBy::Created {
                     // Its writer will close it; if it was linked into place, nobody will.
@@ -272,6 +311,39 @@ mod tests {
     }
 
     #[test]
+    fn a_close_is_remembered_until_the_file_changes() {
+        let start = Instant::now();
+        let rules = Rules {
+            leases: false,
+            ..rules(Mode::Closed)
+        };
+        let mut file = Unsettled::new(seen(1).identity, start);
+        let mut at = |size, by| file.step(&rules, &seen(size), by, start).0;
+        let settled = Step::Settled(Proof::Settled);
+        assert_eq!(at(1, SeenBy::Timer), look(5));
+        assert_eq!(at(1, SeenBy::Finished), settled);
+        assert_eq!(at(1, SeenBy::Timer), settled);
+        assert_eq!(at(2, SeenBy::Timer), look(5));
+        assert_eq!(at(2, SeenBy::Finished), settled);
+        assert_eq!(at(2, SeenBy::Created), look(5));
+        assert_eq!(at(2, SeenBy::Timer), look(5));
+    }
+
+    #[test]
+    fn rests_double_up_to_a_minute_and_turns_at_once_are_few() {
+        let rests = |first: Duration| (0..9).map(move |tries| turn_rest(first, tries).as_secs());
+        assert_eq!(
+            rests(SECOND).collect::<Vec<_>>(),
+            [1, 2, 4, 8, 16, 32, 60, 60, 60]
+        );
+        assert_eq!(
+            rests(Duration::ZERO).collect::<Vec<_>>(),
+            [0, 0, 0, 1, 2, 4, 8, 16, 32]
+        );
+        assert_eq!(failed_rest(SECOND, u32::MAX), FAILED_REST_MAX);
+    }
+
+    #[test]
     fn a_second_name_is_a_wait_and_not_a_verdict() {
         let start = Instant::now();
         let rules = rules(Mode::Closed);
@@ -302,8 +374,13 @@ mod tests {
             sidecar: true,
             ..seen(1)
         };
-        let step = file.step(&rules, &with, SeenBy::Finished, start).0;
-        assert_eq!(step, Step::Settled(Proof::Settled));
+        let after = Some(LINK_REST);
+        let step = file.step(&rules, &with, SeenBy::Created, start).0;
+        assert_eq!(step, Step::Look { after, why });
+        for by in [SeenBy::Finished, SeenBy::Timer, SeenBy::Scan] {
+            let step = file.step(&rules, &with, by, start).0;
+            assert_eq!(step, Step::Settled(Proof::Settled));
+        }
         for (empty, expected) in [
             (
                 EmptyPolicy::Hold,
@@ -322,6 +399,62 @@ mod tests {
     }
 
     proptest! {
+        /// Without leases, only a close of the very state that is seen stands for the interval.
+        #[test]
+        fn closed_mode_settles_by_a_close_of_that_state_or_by_the_interval(
+            sightings in proptest::collection::vec((0u64..2, 0u8..4, 0u64..4_000), 1..40),
+        ) {
+            let rules = Rules { leases: false, ..rules(Mode::Closed) };
+            let mut now = Instant::now();
+            let mut file = Unsettled::new(seen(1).identity, now);
+            let (mut size, mut since, mut closed) = (1, now, false);
+            for (growth, by, pause_ms) in sightings {
+                now += Duration::from_millis(pause_ms);
+                if growth > 0 {
+                    (size, since, closed) = (size + growth, now, false);
+                }
+                let by = match by {
+                    0 => SeenBy::Scan,
+                    1 => SeenBy::Created,
+                    2 => SeenBy::Finished,
+                    _ => SeenBy::Timer,
+                };
+                closed = by == SeenBy::Finished || (closed && by != SeenBy::Created);
+                let (step, _) = file.step(&rules, &seen(size), by, now);
+                let by_close = closed && matches!(by, SeenBy::Finished | SeenBy::Timer);
+                let settles = by_close || now - since >= rules.stability;
+                prop_assert_eq!(step == Step::Settled(Proof::Settled), settles);
+            }
+        }
+
+        /// The mere creation of a sidecar never settles its file, and any later look does.
+        #[test]
+        fn a_sidecar_settles_at_any_look_but_its_creation(
+            sightings in proptest::collection::vec((any::<bool>(), 0u8..4, 1u64..3), 1..40),
+        ) {
+            let rules = rules(Mode::Sidecar);
+            let now = Instant::now();
+            let mut file = Unsettled::new(seen(1).identity, now);
+            for (sidecar, by, size) in sightings {
+                let by = match by {
+                    0 => SeenBy::Scan,
+                    1 => SeenBy::Created,
+                    2 => SeenBy::Finished,
+                    _ => SeenBy::Timer,
+                };
+                let (step, _) = file.step(&rules, &Seen { sidecar, ..seen(size) }, by, now);
+                let expected = match (sidecar, by) {
+                    (true, SeenBy::Created) => Step::Look {
+                        after: Some(LINK_REST),
+                        why: Waiting::Sidecar,
+                    },
+                    (true, _) => Step::Settled(Proof::Settled),
+                    (false, _) => Step::Look { after: None, why: Waiting::Sidecar },
+                };
+                prop_assert_eq!(step, expected);
+            }
+        }
+
         /// Whatever is seen, a file never settles by holding still within the interval after a change.
         #[test]
         fn stability_is_never_claimed_early(

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use rustix::fs::FileType;
+use rustix::fs::{FileType, OFlags};
 use rustix::io::Errno;
 
 use crate::failure::Failure;
@@ -24,7 +24,7 @@ use crate::io::{Disk, FileStat, Identity, RealDisk, Timestamp, clock, lease, ope
 use crate::observe::events;
 use crate::observe::metrics::{Metrics, Stage};
 use crate::pipeline::queue::Queue;
-use crate::pipeline::{Candidate, Fate, Finding, Proof, Staged, Waiting};
+use crate::pipeline::{Candidate, Fate, Finding, Input, Proof, Staged, Waiting};
 use crate::settings::{IoChoice, LeasePolicy, Mode};
 
 use super::copy::CopyTarget;
@@ -126,6 +126,10 @@ enum Next {
     Candidate(Candidate),
     NothingNow,
     NothingEver,
+}
+
+fn asks_for_leases(input: &Input) -> bool {
+    input.leases && input.settings.lease == LeasePolicy::Auto
 }
 
 fn is_large(candidate: &Candidate) -> bool {
@@ -263,6 +267,10 @@ impl Reader {
         if before.kind != FileType::RegularFile {
             return Err(Leave::With(Fate::Ignored("not a regular file")));
         }
+        // It was for FIFOs and leases at the opening. Linux 5.15 would let it end reads of a ring early, with EAGAIN.
+        rustix::fs::fcntl_getfl(&file)
+            .and_then(|flags| rustix::fs::fcntl_setfl(&file, flags - OFlags::NONBLOCK))
+            .map_err(|error| Leave::Failed("open", error.into()))?;
         if before.identity != candidate.identity {
             events::file_changed(
                 &input.absolute(path),
@@ -275,6 +283,10 @@ impl Reader {
         }
         if !file.has_lease() {
             before = self.pin_without_lease(candidate, &file, before)?;
+        }
+        if input.settings.mode == Mode::Sidecar {
+            // Whoever hashes a large file into its sidecar is at it for long: spare both of us the reading.
+            open_sidecar(&self.shared, candidate, &before)?;
         }
         let suspect = self.shared.suspect_until;
         if suspect.is_some_and(|until| before.identity.ctime <= until) {
@@ -296,7 +308,7 @@ impl Reader {
 
     fn lease(&self, candidate: &Candidate, fd: OwnedFd) -> Result<Handle, Leave> {
         let input = &candidate.input;
-        if input.leases && input.settings.lease == LeasePolicy::Auto {
+        if asks_for_leases(input) {
             match lease::set_read_lease(fd.as_fd(), self.shared.lease_signal) {
                 Ok(()) => return Ok(Handle::leased(fd)),
                 // Somebody has it open for writing, or the filesystem is still flushing what he wrote.
@@ -494,7 +506,7 @@ impl Reader {
     fn finish(&self, mut file: InFlight) {
         let whole = match file.leaving.take() {
             Some(leave) => Err(leave),
-            None => check_whole(&file).and_then(|sidecar| {
+            None => check_whole(&self.shared, &file).and_then(|sidecar| {
                 let copy = file
                     .copy
                     .take()
@@ -551,7 +563,7 @@ struct SidecarRead {
 }
 
 /// Whether the file is still what it was when its reading began.
-fn check_whole(file: &InFlight) -> Result<Option<SidecarRead>, Leave> {
+fn check_whole(shared: &ReaderShared, file: &InFlight) -> Result<Option<SidecarRead>, Leave> {
     let input = &file.candidate.input;
     let path = || input.absolute(file.candidate.path());
     let after = stat::stat_fd(&file.file).map_err(|error| Leave::Failed("look at", error))?;
@@ -564,31 +576,66 @@ fn check_whole(file: &InFlight) -> Result<Option<SidecarRead>, Leave> {
         return Err(again(CHANGED_REST, Waiting::HeldOpen));
     }
     if input.settings.mode == Mode::Sidecar {
-        return read_sidecar(file);
+        return read_sidecar(shared, file);
     }
     Ok(None)
 }
 
-fn read_sidecar(file: &InFlight) -> Result<Option<SidecarRead>, Leave> {
-    let input = &file.candidate.input;
-    let path = sidecar_path(file.candidate.path(), &input.settings.sidecar_suffix);
+/// Opens a file's sidecar, once nobody writes to it any more. An empty file needs none.
+fn open_sidecar(
+    shared: &ReaderShared,
+    candidate: &Candidate,
+    of: &FileStat,
+) -> Result<Option<(PathBuf, Handle, FileStat)>, Leave> {
+    let input = &candidate.input;
+    let path = sidecar_path(candidate.path(), &input.settings.sidecar_suffix);
     let fd = match open::file_beneath(&*input.dir, path.as_os_str()) {
         Ok(fd) => fd,
-        // An empty file needs none.
-        Err(_) if file.before.identity.size == 0 => return Ok(None),
+        Err(_) if of.identity.size == 0 => return Ok(None),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             return Err(again(CHANGED_REST, Waiting::Sidecar));
         }
         Err(error) => return Err(Leave::Failed("open the sidecar of", error)),
     };
-    let failed = |error: io::Error| Leave::Failed("read the sidecar of", error);
-    let before = stat::stat_fd(&fd).map_err(failed)?;
-    if before.kind != FileType::RegularFile {
+    let leased = if asks_for_leases(input) {
+        lease::set_read_lease(fd.as_fd(), shared.lease_signal)
+    } else {
+        Err(Errno::INVAL.into())
+    };
+    let file = match leased {
+        Ok(()) => Handle::leased(fd),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+            return Err(again(Duration::ZERO, Waiting::Sidecar));
+        }
+        Err(_) => Handle::new(fd),
+    };
+    let seen = stat::stat_fd(&file).map_err(|e| Leave::Failed("read the sidecar of", e))?;
+    if seen.kind != FileType::RegularFile {
         return Err(again(CHANGED_REST, Waiting::Sidecar));
     }
+    if !file.has_lease() {
+        let age = clock::realtime().as_nanos() - seen.identity.ctime.as_nanos();
+        if let Some(rest) = rest_of(age, input.settings.stability) {
+            return Err(again(rest, Waiting::Sidecar));
+        }
+    }
+    Ok(Some((path, file, seen)))
+}
+
+/// What is left of `interval` at that age. A time stamp from the future does not get older by waiting for it.
+fn rest_of(age_nanos: i128, interval: Duration) -> Option<Duration> {
+    let age = Duration::from_nanos(u64::try_from(age_nanos).ok()?);
+    interval.checked_sub(age).filter(|rest| !rest.is_zero())
+}
+
+fn read_sidecar(shared: &ReaderShared, file: &InFlight) -> Result<Option<SidecarRead>, Leave> {
+    let opened = open_sidecar(shared, &file.candidate, &file.before)?;
+    let Some((path, handle, before)) = opened else {
+        return Ok(None);
+    };
+    let failed = |error: io::Error| Leave::Failed("read the sidecar of", error);
     let claimed = if before.identity.size <= SIDECAR_BYTES_MAX {
         let mut content = vec![0; before.identity.size as usize];
-        let handle = Handle::new(fd);
         let mut read = 0;
         while read < content.len() {
             let rest = &mut content[read..];
@@ -599,7 +646,8 @@ fn read_sidecar(file: &InFlight) -> Result<Option<SidecarRead>, Leave> {
                 Err(error) => return Err(failed(error)),
             }
         }
-        if stat::stat_fd(&handle).map_err(failed)?.identity != before.identity {
+        let broken = handle.has_lease() && !lease::still_held(handle.as_fd());
+        if broken || stat::stat_fd(&handle).map_err(failed)?.identity != before.identity {
             return Err(again(CHANGED_REST, Waiting::Sidecar));
         }
         let name = file.candidate.path().file_name().unwrap_or_default();
@@ -667,5 +715,21 @@ fn conclude(shared: &ReaderShared, candidate: Candidate, leave: Leave) {
             drop(candidate);
             (shared.failed)(failure);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_left_of_an_interval() {
+        let second = Duration::from_secs(1);
+        assert_eq!(rest_of(0, second), Some(second));
+        assert_eq!(rest_of(400_000_000, second), Some(second * 6 / 10));
+        assert_eq!(rest_of(1_000_000_000, second), None);
+        assert_eq!(rest_of(i128::from(u64::MAX) * 2, second), None);
+        assert_eq!(rest_of(-1, second), None);
+        assert_eq!(rest_of(0, Duration::ZERO), None);
     }
 }
