@@ -127,10 +127,13 @@ impl Flow {
         let staged = Arc::new(Queue::new(batch_files));
         let verdicts = Verdicts::new().map_err(|error| failed("make an eventfd for", error))?;
         let stop = Arc::new(AtomicBool::new(false));
+        let lease_signal = lease_keeper::start()
+            .map_err(|error| failed("start the keeper of leases for", error))?;
+        let leases = session.inputs.iter().any(|input| input.leases);
         let disk = RealDisk {
             durable: settings.durability == Durability::Full,
             syncfs: session.syncfs,
-            lease_signal: None,
+            lease_signal: leases.then_some(lease_signal),
         };
 
         // Recovery comes before everything that could see its files.
@@ -156,8 +159,6 @@ impl Flow {
         }
         recorder.begin_session()?;
 
-        let lease_signal = lease_keeper::start()
-            .map_err(|error| failed("start the keeper of leases for", error))?;
         let readers = match settings.concurrency {
             Concurrency::Fixed(readers) => readers.get(),
             Concurrency::Auto => thread::available_parallelism()
@@ -445,6 +446,9 @@ fn watch_signals(sender: Sender<Message>) -> Result<(), Failure> {
         remedy: "let the process install signal handlers".into(),
         suspect: false,
     };
+    // A write beyond RLIMIT_FSIZE is an error of that write, not the end of the process.
+    let ignored = Arc::new(AtomicBool::new(false));
+    signal_hook::flag::register(signal_hook::consts::SIGXFSZ, ignored).map_err(failed)?;
     let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT]).map_err(failed)?;
     spawn("signals", move || {
         let mut asked = false;
@@ -490,10 +494,11 @@ fn input_dirs(session: &Session) -> HashMap<SourceId, Arc<std::os::fd::OwnedFd>>
         .collect()
 }
 
-/// A staged file and its copy hold two descriptors, and there is a batch in the making, one in the queue and one parked.
+/// A staged file and its copy hold two descriptors and, in deep trees, up to three directories; and there is a batch in the
+/// making, one in the queue and one parked.
 fn batch_files(wanted: usize, descriptors: u64) -> usize {
-    let files = descriptors.saturating_sub(SPARE_DESCRIPTORS) / 5;
-    wanted.min(files.max(16) as usize)
+    let spare = SPARE_DESCRIPTORS.min(descriptors * 3 / 4);
+    wanted.min(((descriptors - spare) / 5).max(1) as usize)
 }
 
 /// Raises the soft limit on descriptors to the hard one. Returns it.

@@ -107,6 +107,8 @@ struct Entry {
     no_room: bool,
     /// With `--once`: since when it has been changing or coming back. Its patience begins there, not when it came.
     restless_since: Option<Instant>,
+    /// When it was last settled.
+    settled_at: Instant,
     /// What was heard of it while it was downstream. The next look counts as that.
     heard: Option<SeenBy>,
 }
@@ -161,7 +163,6 @@ impl Discoverer {
     pub fn run(&mut self) -> Result<(), Failure> {
         let ended = self.discover();
         self.ready.clear();
-        self.parts.candidates.close();
         ended
     }
 
@@ -224,8 +225,16 @@ impl Discoverer {
         };
         match fate {
             Fate::Done => {
+                // What was on its way already when there was no room says nothing.
+                let settled_at = entry.settled_at;
                 self.forget(input, &path);
-                self.resume();
+                if self
+                    .pause
+                    .as_ref()
+                    .is_none_or(|pause| settled_at > pause.since)
+                {
+                    self.resume();
+                }
                 if let Some(by) = again {
                     self.sight(input, &path, by, None);
                 }
@@ -610,6 +619,7 @@ impl Discoverer {
                     tries_for: Waiting::Still,
                     no_room: false,
                     restless_since: None,
+                    settled_at: now,
                     heard: None,
                 }
             });
@@ -682,6 +692,7 @@ impl Discoverer {
         };
         let now = Instant::now();
         entry.state = State::InFlight { again: None };
+        entry.settled_at = now;
         entry.proof = proof;
         self.in_flight += 1;
         let root = Arc::clone(&self.parts.inputs[input]);
@@ -991,6 +1002,7 @@ mod tests {
                 tries_for: why,
                 no_room,
                 restless_since: None,
+                settled_at: now,
                 heard: None,
             };
             finds_out_about_room(&HashMap::from([(Arc::clone(&path), entry)]))

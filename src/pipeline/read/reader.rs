@@ -298,7 +298,7 @@ impl Reader {
         let copy = if input.copy || candidate.copy {
             let warehouse = &*self.shared.warehouse;
             let target = CopyTarget::create(warehouse, &before, self.shared.unnamed_copies)
-                .map_err(|error| no_room_or("make a copy of", error))?;
+                .map_err(|error| no_room_or("make in the warehouse a copy of", error))?;
             Some(target)
         } else {
             None
@@ -461,7 +461,7 @@ impl Reader {
         if let (Some(copy), None) = (&file.copy, &file.leaving)
             && let Err(error) = copy.write(&buffer[..bytes], front.offset)
         {
-            file.leaving = Some(no_room_or("write the copy of", error));
+            file.leaving = Some(no_room_or("write in the warehouse the copy of", error));
         }
         front.offset += bytes as u64;
         front.length -= bytes;
@@ -514,7 +514,7 @@ impl Reader {
                 let copy = copy.transpose();
                 Ok((
                     sidecar,
-                    copy.map_err(|error| no_room_or("finish the copy of", error))?,
+                    copy.map_err(|error| no_room_or("finish in the warehouse the copy of", error))?,
                 ))
             }),
         };
@@ -691,7 +691,13 @@ fn opening(error: io::Error) -> Leave {
 
 fn no_room_or(operation: &'static str, error: io::Error) -> Leave {
     if crate::pipeline::is_no_room(&error) {
-        Leave::With(Fate::NoRoom(format!("cannot {operation} a file: {error}")))
+        let remedy = match error.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "free space",
+            _ => "raise the limit on open files (LimitNOFILE=, ulimit -n) or on memory",
+        };
+        Leave::With(Fate::NoRoom(format!(
+            "cannot {operation} a file: {error}; {remedy}, intake resumes by itself"
+        )))
     } else {
         Leave::Failed(operation, error)
     }

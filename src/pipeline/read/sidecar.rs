@@ -8,7 +8,7 @@ use crate::ledger::Digest;
 /// Larger sidecars are not read: none that holds a digest is.
 pub const SIDECAR_BYTES_MAX: u64 = 1 << 20;
 
-/// The digest that `content` claims for the file `name`. Of several lines, the one that names the file counts; a
+/// The digest that `content` claims for the file `name`: bare, as `sha256sum` prints it, or as `sha256sum --tag` does. Of several lines, the one that names the file counts; a
 /// line without a name counts for any file.
 pub fn claimed_digest(content: &[u8], name: &OsStr) -> Option<Digest> {
     let mut bare = None;
@@ -20,7 +20,12 @@ pub fn claimed_digest(content: &[u8], name: &OsStr) -> Option<Digest> {
             Some(rest) => (true, rest),
             None => (false, line),
         };
-        let Some((digest, rest)) = line.split_at_checked(64) else {
+        // `sha256sum --tag` and BSD put the digest last.
+        let tagged = line
+            .strip_prefix(b"SHA256 (")
+            .and_then(|rest| rest.split_at_checked(rest.len().checked_sub(68)?))
+            .and_then(|(name, rest)| Some((rest.strip_prefix(b") = ")?, name)));
+        let Some((digest, rest)) = tagged.or_else(|| line.split_at_checked(64)) else {
             continue;
         };
         let Ok(digest) = data_encoding::HEXLOWER_PERMISSIVE.decode(digest) else {
@@ -34,8 +39,9 @@ pub fn claimed_digest(content: &[u8], name: &OsStr) -> Option<Digest> {
             continue;
         }
         // Two spaces, or a space and the mark of binary mode.
-        let Some(named) = rest
-            .strip_prefix(b"  ")
+        let Some(named) = tagged
+            .map(|(_, name)| name)
+            .or_else(|| rest.strip_prefix(b"  "))
             .or_else(|| rest.strip_prefix(b" *"))
             .or_else(|| rest.strip_prefix(b" "))
         else {
@@ -97,6 +103,8 @@ mod tests {
         );
         assert_eq!(claimed(&format!("{A}  y.csv\n")), Some(0xaa));
         assert_eq!(claimed(&format!("{A}tail\n")), None);
+        assert_eq!(claimed(&format!("SHA256 (x.csv) = {B}\n")), Some(0xbb));
+        assert_eq!(claimed(&format!("SHA256 (x.csv) = {}\n", &B[1..])), None);
     }
 
     #[test]
