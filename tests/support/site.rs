@@ -89,7 +89,10 @@ impl Site {
     /// Runs everything as this user, without any further group, with a copy of the program that this user can reach.
     pub fn run_by(mut self, user: u32) -> Site {
         let binary = self.root.join("ringest");
-        fs::copy(&self.binary, &binary).expect("copy the program");
+        // By another process: a descriptor open for writing here could slip into a child of another test, and the
+        // program would then be busy (ETXTBSY).
+        let copied = Command::new("cp").arg(&self.binary).arg(&binary).status();
+        assert!(copied.expect("run cp").success(), "copy the program");
         fs::set_permissions(&binary, Permissions::from_mode(0o755))
             .expect("let others run the program");
         std::os::unix::fs::chown(&self.root, Some(user), Some(user)).expect("give the site away");
