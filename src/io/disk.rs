@@ -89,6 +89,22 @@ impl AsFd for Handle {
     }
 }
 
+/// Writes all of `bytes` at an offset.
+pub fn write_all_at(fd: impl AsFd, mut bytes: &[u8], mut offset: u64) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match rustix::io::pwrite(&fd, bytes, offset) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(written) => {
+                bytes = &bytes[written..];
+                offset += written as u64;
+            }
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
 /// An open directory on a real disk.
 pub type DirHandle = Arc<OwnedFd>;
 
@@ -212,19 +228,8 @@ impl Disk for RealDisk {
         Ok(read)
     }
 
-    fn write_at(&self, file: &Handle, mut bytes: &[u8], mut offset: u64) -> io::Result<()> {
-        while !bytes.is_empty() {
-            match rustix::io::pwrite(file, bytes, offset) {
-                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Ok(written) => {
-                    bytes = &bytes[written..];
-                    offset += written as u64;
-                }
-                Err(Errno::INTR) => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
-        Ok(())
+    fn write_at(&self, file: &Handle, bytes: &[u8], offset: u64) -> io::Result<()> {
+        write_all_at(file, bytes, offset)
     }
 
     fn reserve(&self, file: &Handle, offset: u64, length: u64) -> io::Result<()> {

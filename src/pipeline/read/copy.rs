@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use rustix::fs::{AtFlags, Mode, OFlags, Timespec, Timestamps};
 use rustix::io::Errno;
 
-use crate::io::disk::Handle;
+use crate::io::disk::{Handle, write_all_at};
 use crate::io::{FileStat, stat};
 use crate::pipeline::Copied;
 use crate::pipeline::record::layout;
@@ -94,18 +94,18 @@ impl CopyTarget {
     /// Writes a piece of the file. Where the source has holes, zeros become holes.
     pub fn write(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
         if !self.sparse {
-            return write_all(&self.fd, bytes, offset);
+            return write_all_at(&self.fd, bytes, offset);
         }
         let mut start = 0;
         let mut end = 0;
         for block in bytes.chunks(HOLE_BYTES) {
             if is_zero(block) {
-                write_all(&self.fd, &bytes[start..end], offset + start as u64)?;
+                write_all_at(&self.fd, &bytes[start..end], offset + start as u64)?;
                 start = end + block.len();
             }
             end += block.len();
         }
-        write_all(&self.fd, &bytes[start..end], offset + start as u64)
+        write_all_at(&self.fd, &bytes[start..end], offset + start as u64)
     }
 
     /// Gives the copy what its source has beside its bytes: size, attributes, owner where allowed, mode and times.
@@ -143,21 +143,6 @@ impl CopyTarget {
             temporary: self.temporary,
         })
     }
-}
-
-fn write_all(fd: &OwnedFd, mut bytes: &[u8], mut offset: u64) -> io::Result<()> {
-    while !bytes.is_empty() {
-        match rustix::io::pwrite(fd, bytes, offset) {
-            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-            Ok(written) => {
-                bytes = &bytes[written..];
-                offset += written as u64;
-            }
-            Err(Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
-    Ok(())
 }
 
 fn is_zero(block: &[u8]) -> bool {
