@@ -94,7 +94,7 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
         Ok(match Errno::from_io_error(error) {
             // Somebody took the name since it was chosen: the next one is tried.
             Some(Errno::EXIST) => again,
-            Some(Errno::NOENT) => {
+            Some(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {
                 match self.look(dirs, Root::Input(arrival.source), &arrival.path)? {
                     // It was the destination's directory that went.
                     Some(_) => again,
