@@ -9,7 +9,7 @@
 //!
 //! In reading order: [`settings`] says what to do, [`ingestor`] wires the threads, [`pipeline`] is the way of a file,
 //! [`ledger`] the truth about it, [`io`] the door to the kernel, [`observe`] what is seen from outside,
-//! [`verify`] the check that ledger, manifests and warehouse agree.
+//! [`verify`] the check that ledger, manifests and warehouse agree, [`trial`] what the crash tests take hold of.
 
 #![cfg_attr(not(test), deny(clippy::disallowed_methods))]
 
@@ -22,4 +22,5 @@ pub mod observe;
 pub mod pipeline;
 pub mod session;
 pub mod settings;
+pub mod trial;
 pub mod verify;

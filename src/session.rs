@@ -19,6 +19,7 @@ use crate::observe::events;
 use crate::pipeline::Input;
 use crate::pipeline::record::layout;
 use crate::settings::{Durability, LeasePolicy, Settings};
+use crate::trial::points;
 
 /// File in the state directory that says that the page cache is not to be trusted.
 const SUSPECT: &str = "suspect";
@@ -101,6 +102,7 @@ impl Session {
                 }
             }
             ledger.found(&uuid)?;
+            points::reached("ledger_named");
             opening.uuid = uuid;
         }
         for place in [&warehouse, &manifests] {
@@ -135,19 +137,6 @@ impl Session {
         }
         let sources = ledger.sources()?;
         let former = former_inputs(&sources, &inputs);
-        if suspect_until.is_some() && settings.durability == Durability::Full {
-            // What is dirty reaches the disk now, or the error shows now; later reads can then drop clean pages.
-            // Directories that were made and not yet synced when the last session ended are among it.
-            let roots = inputs
-                .iter()
-                .map(|input| (&input.dir, &input.settings.input));
-            let own = [&warehouse, &manifests, &state].map(|place| (&place.dir, &place.path));
-            for (dir, path) in roots.chain(own) {
-                rustix::fs::syncfs(dir).map_err(|error| {
-                    Failure::sync("sync the filesystem of", path, &error.into())
-                })?;
-            }
-        }
         let session = Session {
             inputs,
             former,
@@ -287,6 +276,7 @@ fn claim(place: &Locked, opening: &Opening, durability: Durability) -> Result<()
         if durability == Durability::Full {
             file.sync_all()?;
         }
+        points::reached("marker_written");
         let renamed = rustix::fs::renameat_with(
             &place.dir,
             MARKER_TEMPORARY,
@@ -298,9 +288,11 @@ fn claim(place: &Locked, opening: &Opening, durability: Durability) -> Result<()
             let _ = rustix::fs::unlinkat(&place.dir, MARKER_TEMPORARY, AtFlags::empty());
         }
         renamed?;
+        points::reached("marker_renamed");
         if durability == Durability::Full {
             rustix::fs::fsync(&place.dir)?;
         }
+        points::reached("marker_synced");
         Ok(())
     };
     write().map_err(|error| config("write the marker", &path, &error))

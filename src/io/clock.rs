@@ -1,11 +1,15 @@
 //! The wall clock, behind a trait so that a simulation can make it jump.
 
+use std::time::Duration;
+
 use crate::io::Timestamp;
 
 /// Tells the time of day.
 pub trait Clock: Send + Sync {
     /// Microseconds since the epoch, UTC.
     fn now_micros(&self) -> i64;
+    /// Waits.
+    fn rest(&self, duration: Duration);
 }
 
 /// The kernel's CLOCK_REALTIME.
@@ -16,6 +20,10 @@ impl Clock for WallClock {
     fn now_micros(&self) -> i64 {
         let now = realtime();
         now.seconds * 1_000_000 + i64::from(now.nanos) / 1_000
+    }
+
+    fn rest(&self, duration: Duration) {
+        std::thread::sleep(duration);
     }
 }
 

@@ -53,6 +53,8 @@ pub trait Disk {
     fn reserve(&self, file: &Self::File, offset: u64, length: u64) -> io::Result<()>;
     /// Makes the bytes of many files durable, all of which lie on the filesystem of `root`.
     fn sync_files(&self, root: &Self::Dir, files: &[&Self::File]) -> io::Result<()>;
+    /// Makes everything on the filesystem of `root` durable.
+    fn sync_filesystem(&self, root: &Self::Dir) -> io::Result<()>;
     /// Drops what the cache holds of a file, so that the next read shows what the disk holds.
     fn forget_cached(&self, file: &Self::File) -> io::Result<()>;
     /// Whether no writer has come near the file since its lease was granted. True for a file without a lease.
@@ -245,7 +247,7 @@ impl Disk for RealDisk {
             return Ok(());
         }
         if self.syncfs && files.len() >= SYNCFS_FILES_MIN {
-            return Ok(rustix::fs::syncfs(root)?);
+            return self.sync_filesystem(root);
         }
         let threads = files.len().min(SYNC_THREADS_MAX);
         if threads <= 1 {
@@ -270,6 +272,13 @@ impl Disk for RealDisk {
                     Err(_) => Err(io::Error::other("a sync thread panicked")),
                 })
         })
+    }
+
+    fn sync_filesystem(&self, root: &DirHandle) -> io::Result<()> {
+        match self.durable {
+            true => Ok(rustix::fs::syncfs(root)?),
+            false => Ok(()),
+        }
     }
 
     fn forget_cached(&self, file: &Handle) -> io::Result<()> {

@@ -20,6 +20,7 @@ use heed::{Database, Env, EnvFlags, EnvOpenOptions, MdbError, PutFlags, RoTxn, R
 use crate::failure::{Exit, Failure};
 use crate::observe::metrics::Totals;
 use crate::settings::Durability;
+use crate::trial::points;
 
 use super::schema::{Value, lines_key, owed_key};
 use super::{
@@ -158,7 +159,9 @@ impl Lmdb {
             }
             crate::io::open::make_dirs(&making).map_err(failed)?;
             Lmdb::open_there(&making, durability)?.keep_headroom()?;
+            points::reached("ledger_made");
             std::fs::rename(&making, dir).map_err(failed)?;
+            points::reached("ledger_renamed");
         } else {
             refuse_if_damaged(dir)?;
         }

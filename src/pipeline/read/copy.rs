@@ -12,6 +12,7 @@ use crate::io::disk::{Handle, write_all_at};
 use crate::io::{FileStat, stat};
 use crate::pipeline::Copied;
 use crate::pipeline::record::layout;
+use crate::trial::points;
 
 /// Zeros are left out in pieces of this many bytes, the block size of most filesystems.
 const HOLE_BYTES: usize = 4096;
@@ -32,6 +33,11 @@ pub struct Temporary {
 }
 
 impl Temporary {
+    /// A name in `dir`.
+    pub fn new(dir: OwnedFd, name: OsString) -> Temporary {
+        Temporary { dir, name }
+    }
+
     /// The name.
     pub fn name(&self) -> &OsStr {
         &self.name
@@ -86,7 +92,7 @@ impl CopyTarget {
         let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDWR | OFlags::CLOEXEC;
         Ok(CopyTarget {
             fd: rustix::fs::openat(&dir, &name, flags, mode)?,
-            temporary: Some(Temporary { dir, name }),
+            temporary: Some(Temporary::new(dir, name)),
             sparse,
         })
     }
@@ -137,6 +143,7 @@ impl CopyTarget {
                 last_modification: mtime,
             },
         )?;
+        points::reached("copy_written");
         Ok(Copied {
             identity: stat::stat_fd(&self.fd)?.identity,
             file: Handle::new(self.fd),

@@ -12,6 +12,7 @@ use crate::observe::events;
 use crate::observe::metrics::{Count, Stage};
 use crate::pipeline::{Fate, Staged};
 use crate::settings::OnDuplicate;
+use crate::trial::points;
 
 use super::{BatchDirs, Item, Recorder, Root, between, layout, manifest};
 
@@ -24,15 +25,20 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
         let began = Instant::now();
         let mut dirs = BatchDirs::default();
         let mut items = self.classify(&mut dirs, staged)?; // 1
+        points::reached("classified");
         if items.is_empty() {
             return Ok(());
         }
         if !self.reserve(&mut items)? {
             return Ok(());
         }
+        points::reached("reserved");
         self.sync_data(&items)?; // 2
+        points::reached("data_synced");
         self.commit_intents(&items)?; // 3, commit A
+        points::reached("intents_committed");
         self.place(&mut dirs, &mut items)?; // 4
+        points::reached("placed");
         self.finish(&mut dirs, items, began)
     }
 
@@ -45,13 +51,16 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
     ) -> Result<(), Failure> {
         self.sync_directories(dirs, &items)?; // 5
         self.check_again(dirs, &mut items)?; // 6
+        points::reached("checked");
         let placed = Instant::now();
         let owed = self.commit_batch(&items)?; // 6, commit B
         let paid = self.pay(owed, &items)?; // 8
+        points::reached("debts_paid");
         self.later.paid.extend(paid.paid);
         self.later.kept.extend(paid.kept);
         self.later_waits = true;
         self.report(items, began, placed);
+        points::reached("reported");
         Ok(())
     }
 
@@ -161,6 +170,7 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
         commit.totals = self.totals;
         commit.lines = lines;
         self.ledger.commit_records(&commit)?;
+        points::reached("records_committed");
         for kept in &commit.kept {
             self.kept.add(kept);
         }
@@ -238,7 +248,7 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
         if self.metrics.pause(&reason) {
             events::intake_paused(&reason);
         }
-        std::thread::sleep(FULL_DISK_REST);
+        self.clock.rest(FULL_DISK_REST);
     }
 
     /// Tells everyone who waits.

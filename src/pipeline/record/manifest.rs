@@ -11,9 +11,10 @@ use xxhash_rust::xxh3::xxh3_64;
 use crate::failure::{Exit, Failure};
 use crate::io::Disk;
 use crate::ledger::{Arrival, Line, ManifestEnd, PendingLines};
+use crate::trial::points;
 
 use super::dirs::ensure_dir;
-use super::layout;
+use super::{Place, layout};
 
 /// A line's fields, in the order in which they are written.
 #[derive(Serialize)]
@@ -78,21 +79,24 @@ pub fn line_at(offset: u64, bytes: &[u8]) -> Line {
 
 /// The manifest file in use.
 pub struct ManifestWriter<D: Disk> {
-    root: D::Dir,
-    path: PathBuf,
+    root: Place<D>,
     end: Option<ManifestEnd>,
     open: Option<(i64, D::File)>,
 }
 
 impl<D: Disk> ManifestWriter<D> {
     /// A writer that goes on at `end`.
-    pub fn new(root: D::Dir, path: PathBuf, end: Option<ManifestEnd>) -> ManifestWriter<D> {
+    pub fn new(root: Place<D>, end: Option<ManifestEnd>) -> ManifestWriter<D> {
         ManifestWriter {
             root,
-            path,
             end,
             open: None,
         }
+    }
+
+    /// Root of the manifests.
+    pub fn place(&self) -> &Place<D> {
+        &self.root
     }
 
     /// Where the next line of `hour` goes.
@@ -105,7 +109,7 @@ impl<D: Disk> ManifestWriter<D> {
 
     /// The file's path, for people.
     pub fn file_path(&self, hour: i64) -> PathBuf {
-        self.path.join(layout::manifest_path(hour))
+        self.root.path.join(layout::manifest_path(hour))
     }
 
     /// Makes the file of `hour`, durable in its directory, with room for `bytes` more. The inner error is want of room.
@@ -148,7 +152,7 @@ impl<D: Disk> ManifestWriter<D> {
         let relative = layout::manifest_path(hour);
         let parent = relative.parent().unwrap_or(Path::new(""));
         let failed = |error| Failure::io("make the manifest", &path, &error);
-        let dir = match ensure_dir(disk, &self.root, parent) {
+        let dir = match ensure_dir(disk, &self.root.dir, parent) {
             Ok(dir) => dir,
             Err(error) if crate::pipeline::is_no_room(&error) => return Ok(Err(error)),
             Err(error) => return Err(failed(error)),
@@ -158,6 +162,7 @@ impl<D: Disk> ManifestWriter<D> {
             Err(error) if crate::pipeline::is_no_room(&error) => return Ok(Err(error)),
             Err(error) => return Err(failed(error)),
         };
+        points::reached("manifest_made");
         disk.sync_dir(&dir)
             .map_err(|error| Failure::sync("sync the directory of the manifest", &path, &error))?;
         self.open = Some((hour, file));
@@ -189,8 +194,10 @@ impl<D: Disk> ManifestWriter<D> {
             Err(error) if crate::pipeline::is_no_room(&error) => return Ok(Err(error)),
             Err(error) => return Err(Failure::io("write the manifest", &path, &error)),
         }
-        disk.sync_files(&self.root, &[file])
+        points::reached("lines_written");
+        disk.sync_files(&self.root.dir, &[file])
             .map_err(|error| Failure::sync("sync the manifest", &path, &error))?;
+        points::reached("lines_synced");
         Ok(Ok(lines.end()))
     }
 
@@ -203,7 +210,7 @@ impl<D: Disk> ManifestWriter<D> {
         let relative = layout::manifest_path(assigned.hour);
         let parent = relative.parent().unwrap_or(Path::new(""));
         let length = disk
-            .open_dir(&self.root, parent)
+            .open_dir(&self.root.dir, parent)
             .and_then(|dir| disk.stat(&dir, OsStr::new(layout::MANIFEST)))
             .or_else(|error| match error.kind() {
                 std::io::ErrorKind::NotFound => Ok(None),

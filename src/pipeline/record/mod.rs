@@ -25,6 +25,7 @@ use crate::ledger::{Arrival, Commit, Digest, Kept, Ledger, Opening, SourceEntry,
 use crate::observe::metrics::{Metrics, Totals};
 use crate::pipeline::queue::Queue;
 use crate::pipeline::{Fate, Staged};
+use crate::trial::points;
 
 use dirs::Dirs;
 use manifest::ManifestWriter;
@@ -147,8 +148,7 @@ type BatchDirs<D> = Dirs<Root, D>;
 impl<D: Disk, L: Ledger> Recorder<D, L> {
     /// A recorder that goes on where the ledger stands.
     pub fn new(parts: RecorderParts<D, L>, opening: &Opening) -> Recorder<D, L> {
-        let manifest =
-            ManifestWriter::new(parts.manifests.dir, parts.manifests.path, opening.manifest);
+        let manifest = ManifestWriter::new(parts.manifests, opening.manifest);
         Recorder {
             disk: parts.disk,
             ledger: parts.ledger,
@@ -208,14 +208,19 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
         self.later.numbers = Some(numbers);
         self.later.clean = Some(true);
         self.later_waits = true;
-        self.commit_later()
+        points::reached("closing");
+        self.commit_later()?;
+        points::reached("closed");
+        Ok(())
     }
 
     /// Marks the session as begun, so that an end without [`Recorder::close`] shows.
     pub fn begin_session(&mut self) -> Result<(), Failure> {
         self.later.clean = Some(false);
         self.later_waits = true;
-        self.commit_later()
+        self.commit_later()?;
+        points::reached("session_begun");
+        Ok(())
     }
 
     /// Commits what waits for the next batch, when there is none.

@@ -10,6 +10,7 @@ use crate::failure::Failure;
 use crate::io::{Disk, FileStat};
 use crate::ledger::{Commit, Kept, Ledger, Outcome, Owed, OwedKind};
 use crate::observe::events;
+use crate::trial::points;
 
 use super::classify::is_absent;
 use super::place::name_of;
@@ -111,12 +112,16 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
                 Err(error) => return Ok(Removal::Stays(error.to_string())),
             }
         }
+        points::reached("source_hidden");
         let seen = self.disk.stat(&dir, &hidden).map_err(failed)?;
         let meant = seen.is_some_and(|seen| is_meant(owed, &seen));
         let mut stays = Removal::Gone;
         if meant && self.may_go(dirs, owed, item)? {
             match self.disk.unlink(&dir, &hidden) {
-                Ok(()) => return Ok(Removal::Gone),
+                Ok(()) => {
+                    points::reached("source_removed");
+                    return Ok(Removal::Gone);
+                }
                 Err(error) if is_absent(&error) => return Ok(Removal::Gone),
                 Err(error) => stays = Removal::Stays(error.to_string()),
             }
@@ -223,6 +228,7 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
             }
             Err(error) => return Err(failed(error)),
         };
+        points::reached("reason_written");
         self.disk
             .sync_files(&self.warehouse.dir, &[&file])
             .map_err(|error| Failure::sync("sync the reason of", &path, &error))?;

@@ -13,6 +13,7 @@ use crate::io::{Disk, FileStat, Timestamp};
 use crate::ledger::{Arrival, Ledger, Outcome, Placement};
 use crate::observe::events;
 use crate::pipeline::{Fate, Waiting};
+use crate::trial::points;
 
 use super::classify::{fate_of, is_absent};
 use super::{BatchDirs, Item, Recorder, Root, layout};
@@ -54,7 +55,7 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
                         (source, &arrival.path),
                         (Root::Warehouse, &arrival.placed),
                     )? {
-                        Ok(()) => continue,
+                        Ok(()) => Ok(()),
                         Err(error) => Err(error),
                     }
                 }
@@ -74,8 +75,11 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
                 },
                 _ => continue,
             };
-            if let Err(error) = placed {
-                item.dropped = Some(self.fate_of_failed_placement(dirs, arrival, &error)?);
+            match placed {
+                Ok(()) => points::reached("placed_one"),
+                Err(error) => {
+                    item.dropped = Some(self.fate_of_failed_placement(dirs, arrival, &error)?);
+                }
             }
         }
         Ok(())
@@ -133,7 +137,10 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
             }
         }
         self.sync_all(dirs, destinations)?;
-        self.sync_all(dirs, sources)
+        points::reached("destinations_synced");
+        self.sync_all(dirs, sources)?;
+        points::reached("sources_synced");
+        Ok(())
     }
 
     pub(super) fn sync_all(
@@ -186,6 +193,7 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
             }
             // A placed name was moved by somebody else, or its file was written to.
             self.undo(dirs, item, seen, &mut touched)?;
+            points::reached("taken_back");
         }
         self.sync_undone(dirs, touched)
     }

@@ -28,6 +28,7 @@ use crate::ledger::{Arrival, Ledger, Opening, Outcome, Placement, Record, Record
 use crate::observe::events;
 use crate::observe::metrics::Count;
 use crate::pipeline::Fate;
+use crate::trial::points;
 
 use super::classify::is_absent;
 use super::place::name_of;
@@ -108,6 +109,10 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
     /// Brings disk and ledger to where the last session would have brought them.
     pub fn recover(&mut self, opening: &Opening) -> Result<Recovery, Failure> {
         let mut recovery = Recovery::default();
+        points::reached("recovery_begun");
+        if self.suspect {
+            self.sync_everything()?;
+        }
         let synced = opening.pending_lines.first().map(|lines| {
             // Everything before the first pending line is synced.
             crate::ledger::ManifestEnd {
@@ -120,8 +125,11 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
         for lines in &opening.pending_lines {
             self.write_manifest(lines)?;
         }
+        points::reached("recovery_lines_rewritten");
         self.sweep_temporaries()?;
+        points::reached("recovery_swept");
         self.void_unused(opening)?;
+        points::reached("recovery_numbers_voided");
         // One batch at most is in flight; a time tells batches apart if there should ever be more.
         let mut batches: BTreeMap<i64, Vec<&Arrival>> = BTreeMap::new();
         for intent in &opening.intents {
@@ -129,14 +137,34 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
         }
         for intents in batches.into_values() {
             self.recover_batch(&intents, &mut recovery)?;
+            points::reached("recovery_batch_finished");
         }
         recovery.owed = opening.owed.len() as u64;
         let paid = self.pay(opening.owed.clone(), &[])?;
+        points::reached("recovery_paid");
         self.later.paid.extend(paid.paid);
         self.later.kept.extend(paid.kept);
         self.later_waits = true;
         self.commit_later()?;
+        points::reached("recovered");
         Ok(recovery)
+    }
+
+    /// What is dirty reaches the disk now, or the error shows now; later reads can then drop clean pages. Directories
+    /// that were made and not yet synced when the last session ended are among it.
+    fn sync_everything(&self) -> Result<(), Failure> {
+        let inputs = self
+            .inputs
+            .iter()
+            .map(|(&source, dir)| (dir, self.input_path(source)));
+        let own =
+            [&self.warehouse, self.manifest.place()].map(|place| (&place.dir, place.path.clone()));
+        for (dir, path) in inputs.chain(own) {
+            self.disk
+                .sync_filesystem(dir)
+                .map_err(|error| Failure::sync("sync the filesystem of", &path, &error))?;
+        }
+        Ok(())
     }
 
     fn recover_batch(
@@ -159,10 +187,13 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
             };
             self.unhide(&mut dirs, intent, &mut touched)?;
             let action = self.observe_and_decide(&mut dirs, intent, &mut item.held)?;
+            points::reached("recovery_decided");
             self.act(action, &mut dirs, &mut item, &mut touched, recovery)?;
+            points::reached("recovery_acted");
             items.push(item);
         }
         self.sync_undone(&mut dirs, touched)?;
+        points::reached("recovery_undone");
         let lines: u64 = items
             .iter()
             .filter_map(|item| item.line.as_ref())

@@ -1,0 +1,105 @@
+//! Named points between two steps of the commit protocol, at which a test stops the process to kill it or to cut the
+//! power.
+//!
+//! `RINGEST_STOP_AT=placed` stops the process (SIGSTOP) when it gets there for the first time, `RINGEST_STOP_AT=placed:3`
+//! at the third. It does not go on: whoever asked kills it. Without the variable a point costs one load.
+
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use rustix::process::{Signal, getpid, kill_process};
+
+/// The variable that names a point.
+pub const VARIABLE: &str = "RINGEST_STOP_AT";
+
+/// Every point, in the order in which a first run with something to recover passes them.
+pub const ALL: &[&str] = &[
+    // A start.
+    "ledger_made",
+    "ledger_renamed",
+    "ledger_named",
+    "marker_written",
+    "marker_renamed",
+    "marker_synced",
+    // Recovery, before and beside the steps that it shares with a batch.
+    "recovery_begun",
+    "recovery_lines_rewritten",
+    "recovery_swept",
+    "recovery_numbers_voided",
+    "recovery_decided",
+    "recovery_acted",
+    "recovery_undone",
+    "recovery_batch_finished",
+    "recovery_paid",
+    "recovered",
+    "session_begun",
+    // A batch.
+    "copy_written",
+    "directory_made",
+    "directory_synced",
+    "classified",
+    "manifest_made",
+    "reserved",
+    "data_synced",
+    "intents_committed",
+    "placed_one",
+    "placed",
+    "destinations_synced",
+    "sources_synced",
+    "taken_back",
+    "checked",
+    "records_committed",
+    "lines_written",
+    "lines_synced",
+    "source_hidden",
+    "source_removed",
+    "reason_written",
+    "debts_paid",
+    "reported",
+    // The end of a session.
+    "closing",
+    "closed",
+];
+
+struct Wanted {
+    point: String,
+    left: AtomicU64,
+}
+
+/// Says that the process has got to a point.
+pub fn reached(point: &'static str) {
+    static WANTED: OnceLock<Option<Wanted>> = OnceLock::new();
+    debug_assert!(ALL.contains(&point), "{point} is not in the list");
+    let wanted = WANTED.get_or_init(|| parse(&std::env::var(VARIABLE).ok()?));
+    let Some(wanted) = wanted else { return };
+    if wanted.point == point && wanted.left.fetch_sub(1, Ordering::Relaxed) == 1 {
+        crate::observe::log::flush();
+        let _ = kill_process(getpid(), Signal::STOP);
+        loop {
+            // The signal may be another thread's to take.
+            std::thread::sleep(Duration::from_secs(1));
+        }
+    }
+}
+
+fn parse(text: &str) -> Option<Wanted> {
+    let (point, time) = text.split_once(':').unwrap_or((text, "1"));
+    Some(Wanted {
+        point: point.to_string(),
+        left: AtomicU64::new(time.parse().ok()?),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_point_may_have_a_number() {
+        let of = |text| parse(text).map(|wanted| (wanted.point, wanted.left.into_inner()));
+        assert_eq!(of("placed"), Some(("placed".into(), 1)));
+        assert_eq!(of("placed_one:7"), Some(("placed_one".into(), 7)));
+        assert_eq!(of("placed:x"), None);
+    }
+}
