@@ -1,6 +1,13 @@
 //! Deliberate faults in the commit and recovery code, to see that the tests notice each. Only a build with
 //! `--cfg ringest_mutants` has them; there `RINGEST_MUTANT` chooses one. Anywhere else [`on`] is a constant.
 
+#[cfg(ringest_mutants)]
+use std::sync::LazyLock;
+
+#[cfg(ringest_mutants)]
+static CHOSEN: LazyLock<String> =
+    LazyLock::new(|| std::env::var("RINGEST_MUTANT").unwrap_or_default());
+
 /// Whether this fault is to be committed.
 #[cfg(not(ringest_mutants))]
 #[inline(always)]
@@ -11,7 +18,28 @@ pub const fn on(_name: &str) -> bool {
 /// Whether this fault is to be committed.
 #[cfg(ringest_mutants)]
 pub fn on(name: &str) -> bool {
-    static CHOSEN: std::sync::LazyLock<Option<String>> =
-        std::sync::LazyLock::new(|| std::env::var("RINGEST_MUTANT").ok());
-    CHOSEN.as_deref() == Some(name)
+    *CHOSEN == name
+}
+
+/// The steps of a protocol, as they are.
+#[cfg(not(ringest_mutants))]
+#[inline(always)]
+pub const fn altered<S: Copy>(steps: &[S]) -> &[S] {
+    steps
+}
+
+/// The steps of a protocol without the one that `skip:STEP` names, or with the one that `late:STEP` names after the
+/// next.
+#[cfg(ringest_mutants)]
+pub fn altered<S: Copy + std::fmt::Debug>(steps: &[S]) -> Vec<S> {
+    let mut steps = steps.to_vec();
+    let place = |name: &str| steps.iter().position(|step| format!("{step:?}") == name);
+    match CHOSEN.split_once(':').map(|(how, name)| (how, place(name))) {
+        Some(("skip", Some(at))) => {
+            steps.remove(at);
+        }
+        Some(("late", Some(at))) if at + 1 < steps.len() => steps.swap(at, at + 1),
+        _ => {}
+    }
+    steps
 }

@@ -52,6 +52,7 @@ pub const ALL: &[&str] = &[
     "records_committed",
     "lines_written",
     "lines_synced",
+    "batch_manifested",
     "source_hidden",
     "source_removed",
     "reason_written",

@@ -12,54 +12,141 @@ use crate::observe::events;
 use crate::observe::metrics::{Count, Stage};
 use crate::pipeline::{Fate, Staged};
 use crate::settings::OnDuplicate;
-use crate::trial::points;
+use crate::trial::{mutants, points};
 
 use super::{BatchDirs, Item, Recorder, Root, between, layout, manifest};
 
 /// Time between two tries to write a promised manifest line to a full disk.
 const FULL_DISK_REST: Duration = Duration::from_secs(1);
 
+/// What is done with a batch once it is known what it is. [`STEPS`] is their order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Step {
+    /// The bytes are durable before anything points at them.
+    SyncData,
+    /// Commit A.
+    CommitIntents,
+    /// Every file gets its name in the warehouse.
+    Place,
+    /// On btrfs a file comes back under both names after a power cut if only one directory was synced.
+    SyncDestinations,
+    /// And a name that staging shows again would be a second arrival.
+    SyncSources,
+    /// What is in the warehouse is what was hashed, or it is undone.
+    CheckAgain,
+    /// Commit B, the commit point.
+    CommitRecords,
+    /// The manifest lines that B promised.
+    WriteLines,
+    /// Sources of copies, deleted duplicates, sidecars, reasons.
+    PayDebts,
+}
+
+/// The commit protocol.
+const STEPS: [Step; 9] = [
+    Step::SyncData,         // 2
+    Step::CommitIntents,    // 3
+    Step::Place,            // 4
+    Step::SyncDestinations, // 5
+    Step::SyncSources,      // 5
+    Step::CheckAgain,       // 6
+    Step::CommitRecords,    // 6
+    Step::WriteLines,       // 7
+    Step::PayDebts,         // 8
+];
+
+impl Step {
+    /// The point that is reached when it is done.
+    fn point(self) -> &'static str {
+        match self {
+            Step::SyncData => "data_synced",
+            Step::CommitIntents => "intents_committed",
+            Step::Place => "placed",
+            Step::SyncDestinations => "destinations_synced",
+            Step::SyncSources => "sources_synced",
+            Step::CheckAgain => "checked",
+            Step::CommitRecords => "records_committed",
+            Step::WriteLines => "batch_manifested",
+            Step::PayDebts => "debts_paid",
+        }
+    }
+}
+
+/// A batch on its way through the steps.
+pub(super) struct Batch<D: Disk> {
+    pub dirs: BatchDirs<D>,
+    pub items: Vec<Item<D::File>>,
+    /// What step 6 committed.
+    commit: Commit,
+    began: Instant,
+    placed: Instant,
+}
+
+impl<D: Disk> Batch<D> {
+    pub fn new() -> Batch<D> {
+        let now = Instant::now();
+        Batch {
+            dirs: BatchDirs::default(),
+            items: Vec::new(),
+            commit: Commit::default(),
+            began: now,
+            placed: now,
+        }
+    }
+}
+
 impl<D: Disk, L: Ledger> Recorder<D, L> {
     /// Takes one batch from staged to recorded.
     pub(super) fn process(&mut self, staged: Vec<Staged<D::File>>) -> Result<(), Failure> {
-        let began = Instant::now();
-        let mut dirs = BatchDirs::default();
-        let mut items = self.classify(&mut dirs, staged)?; // 1
+        let mut batch = Batch::new();
+        batch.items = self.classify(&mut batch.dirs, staged)?; // 1
         points::reached("classified");
-        if items.is_empty() {
-            return Ok(());
-        }
-        if !self.reserve(&mut items)? {
+        if batch.items.is_empty() || !self.reserve(&mut batch.items)? {
             return Ok(());
         }
         points::reached("reserved");
-        self.sync_data(&items)?; // 2
-        points::reached("data_synced");
-        self.commit_intents(&items)?; // 3, commit A
-        points::reached("intents_committed");
-        self.place(&mut dirs, &mut items)?; // 4
-        points::reached("placed");
-        self.finish(&mut dirs, items, began)
+        self.carry_out(&STEPS, batch)
     }
 
-    /// Steps 5 to 8, for a batch that was just placed or that recovery found placed.
-    pub(super) fn finish(
-        &mut self,
-        dirs: &mut BatchDirs<D>,
-        mut items: Vec<Item<D::File>>,
-        began: Instant,
-    ) -> Result<(), Failure> {
-        self.sync_directories(dirs, &items)?; // 5
-        self.check_again(dirs, &mut items)?; // 6
-        points::reached("checked");
-        let placed = Instant::now();
-        let owed = self.commit_batch(&items)?; // 6, commit B
-        let paid = self.pay(owed, &items)?; // 8
-        points::reached("debts_paid");
-        self.later.paid.extend(paid.paid);
-        self.later.kept.extend(paid.kept);
-        self.later_waits = true;
-        self.report(items, began, placed);
+    /// Steps 5 to 8, for what recovery found placed.
+    pub(super) fn finish(&mut self, batch: Batch<D>) -> Result<(), Failure> {
+        self.carry_out(&STEPS[3..], batch)
+    }
+
+    fn carry_out(&mut self, steps: &[Step], mut batch: Batch<D>) -> Result<(), Failure> {
+        for step in mutants::altered(steps).iter() {
+            let Batch {
+                dirs,
+                items,
+                commit,
+                ..
+            } = &mut batch;
+            match step {
+                Step::SyncData => self.sync_data(items)?,
+                Step::CommitIntents => self.commit_intents(items)?,
+                Step::Place => self.place(dirs, items)?,
+                Step::SyncDestinations => self.sync_destinations(dirs, items)?,
+                Step::SyncSources => self.sync_sources(dirs, items)?,
+                Step::CheckAgain => {
+                    self.check_again(dirs, items)?;
+                    batch.placed = Instant::now();
+                }
+                Step::CommitRecords => *commit = self.commit_batch(items)?,
+                Step::WriteLines => {
+                    if let Some(lines) = &commit.lines {
+                        self.write_manifest(lines)?;
+                    }
+                }
+                Step::PayDebts => {
+                    let paid = self.pay(std::mem::take(&mut commit.owed), items)?;
+                    self.later.paid.extend(paid.paid);
+                    self.later.kept.extend(paid.kept);
+                    self.later_waits = true;
+                }
+            }
+            points::reached(step.point());
+        }
+        self.report(batch);
         points::reached("reported");
         Ok(())
     }
@@ -129,8 +216,8 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
         self.ledger.commit_intents(&intents, self.next_seq)
     }
 
-    /// Commit B, the commit point, and the manifest lines it promises.
-    fn commit_batch(&mut self, items: &[Item<D::File>]) -> Result<Vec<Owed>, Failure> {
+    /// Commit B, the commit point.
+    fn commit_batch(&mut self, items: &[Item<D::File>]) -> Result<Commit, Failure> {
         let mut commit = self.take_later();
         let mut lines: Option<PendingLines> = None;
         for item in items {
@@ -170,15 +257,13 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
         commit.totals = self.totals;
         commit.lines = lines;
         self.ledger.commit_records(&commit)?;
-        points::reached("records_committed");
         for kept in &commit.kept {
             self.kept.add(kept);
         }
         if let Some(lines) = &commit.lines {
             self.manifest.assign(lines);
-            self.write_manifest(lines)?; // 7
         }
-        Ok(commit.owed)
+        Ok(commit)
     }
 
     /// What an arrival leaves to be done once it is recorded.
@@ -252,8 +337,14 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
     }
 
     /// Tells everyone who waits.
-    fn report(&mut self, items: Vec<Item<D::File>>, began: Instant, placed: Instant) {
+    fn report(&mut self, batch: Batch<D>) {
         let done = Instant::now();
+        let Batch {
+            items,
+            began,
+            placed,
+            ..
+        } = batch;
         let recorded = || items.iter().filter(|item| item.dropped.is_none());
         self.metrics
             .record_many(Stage::Place, recorded().map(|_| between(began, placed)));

@@ -115,32 +115,26 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
         })
     }
 
-    /// Step 5: destination directories first, then source directories. On btrfs a file comes back under both names
-    /// after a power cut if only one of them was synced.
-    pub(super) fn sync_directories(
+    /// Step 5: destination directories first.
+    pub(super) fn sync_destinations(
         &self,
         dirs: &mut BatchDirs<D>,
         items: &[Item<D::File>],
     ) -> Result<(), Failure> {
-        let placed = || items.iter().filter(|item| item.dropped.is_none());
-        let parent = |path: &Path| path.parent().unwrap_or(Path::new("")).to_path_buf();
-        let mut destinations = BTreeSet::new();
-        let mut sources = BTreeSet::new();
-        for item in placed() {
-            let arrival = &item.arrival;
-            if arrival.placement == Placement::None {
-                continue;
-            }
-            destinations.insert((Root::Warehouse, parent(&arrival.placed)));
-            if arrival.placement == Placement::Rename {
-                sources.insert((Root::Input(arrival.source), parent(&arrival.path)));
-            }
-        }
-        self.sync_all(dirs, destinations)?;
-        points::reached("destinations_synced");
-        self.sync_all(dirs, sources)?;
-        points::reached("sources_synced");
-        Ok(())
+        let placed = placed(items).filter(|arrival| arrival.placement != Placement::None);
+        let parents = placed.map(|arrival| (Root::Warehouse, parent(&arrival.placed)));
+        self.sync_all(dirs, parents.collect())
+    }
+
+    /// Step 5: then the directories whence files were renamed.
+    pub(super) fn sync_sources(
+        &self,
+        dirs: &mut BatchDirs<D>,
+        items: &[Item<D::File>],
+    ) -> Result<(), Failure> {
+        let renamed = placed(items).filter(|arrival| arrival.placement == Placement::Rename);
+        let parents = renamed.map(|arrival| (Root::Input(arrival.source), parent(&arrival.path)));
+        self.sync_all(dirs, parents.collect())
     }
 
     pub(super) fn sync_all(
@@ -222,7 +216,6 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
         let arrival = item.arrival.clone();
         let source = Root::Input(arrival.source);
         let path = self.source_path(&arrival);
-        let parent = |path: &Path| path.parent().unwrap_or(Path::new("")).to_path_buf();
         touched.insert((Root::Warehouse, parent(&arrival.placed)));
         touched.insert((source, parent(&arrival.path)));
         let again = Fate::Again {
@@ -342,6 +335,19 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
             Err(error) => Err(failed(error)),
         }
     }
+}
+
+/// What a batch places and has not dropped.
+fn placed<File>(items: &[Item<File>]) -> impl Iterator<Item = &Arrival> {
+    items
+        .iter()
+        .filter(|item| item.dropped.is_none())
+        .map(|item| &item.arrival)
+}
+
+/// The directory of a path beneath a root.
+pub(super) fn parent(path: &Path) -> PathBuf {
+    path.parent().unwrap_or(Path::new("")).to_path_buf()
 }
 
 /// Whether a placed file is what was hashed. Its ctime changed when it was renamed. The mtime of a copy is what its

@@ -20,7 +20,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::time::Instant;
 
 use crate::failure::Failure;
 use crate::io::Disk;
@@ -31,7 +30,8 @@ use crate::pipeline::Fate;
 use crate::trial::points;
 
 use super::classify::is_absent;
-use super::place::name_of;
+use super::commit::Batch;
+use super::place::{name_of, parent};
 use super::{BatchDirs, Item, Recorder, Root, layout};
 
 pub use crate::observe::events::Recovered as Recovery;
@@ -172,10 +172,8 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
         intents: &[&Arrival],
         recovery: &mut Recovery,
     ) -> Result<(), Failure> {
-        let began = Instant::now();
-        let mut dirs = BatchDirs::default();
+        let mut batch = Batch::new();
         let mut touched = BTreeSet::new();
-        let mut items = Vec::with_capacity(intents.len());
         for intent in intents {
             let mut item = Item {
                 arrival: (*intent).clone(),
@@ -185,21 +183,22 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
                 line: (intent.outcome == Outcome::Ingest).then(|| self.line_of(intent)),
                 dropped: None,
             };
-            self.unhide(&mut dirs, intent, &mut touched)?;
-            let action = self.observe_and_decide(&mut dirs, intent, &mut item.held)?;
+            self.unhide(&mut batch.dirs, intent, &mut touched)?;
+            let action = self.observe_and_decide(&mut batch.dirs, intent, &mut item.held)?;
             points::reached("recovery_decided");
-            self.act(action, &mut dirs, &mut item, &mut touched, recovery)?;
+            self.act(action, &mut batch.dirs, &mut item, &mut touched, recovery)?;
             points::reached("recovery_acted");
-            items.push(item);
+            batch.items.push(item);
         }
-        self.sync_undone(&mut dirs, touched)?;
+        self.sync_undone(&mut batch.dirs, touched)?;
         points::reached("recovery_undone");
-        let lines: u64 = items
+        let lines: u64 = batch
+            .items
             .iter()
             .filter_map(|item| item.line.as_ref())
             .map(|line| line.len() as u64)
             .sum();
-        let hour = layout::hour(items[0].arrival.time_micros);
+        let hour = layout::hour(batch.items[0].arrival.time_micros);
         if lines > 0 {
             let path = self.manifest.file_path(hour);
             while let Err(error) = self.manifest.reserve(&self.disk, hour, lines)? {
@@ -207,7 +206,7 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
                 self.wait_for_room(&path, &error);
             }
         }
-        self.finish(&mut dirs, items, began)
+        self.finish(batch)
     }
 
     /// Gives a source its name back that was on its way out when a recovery before this one ended.
@@ -304,7 +303,6 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
         let arrival = item.arrival.clone();
         let path = self.source_path(&arrival);
         let source = Root::Input(arrival.source);
-        let parent = |path: &Path| path.parent().unwrap_or(Path::new("")).to_path_buf();
         let did = match action {
             Action::Drop => {
                 item.dropped = Some(Fate::Done);
