@@ -19,7 +19,7 @@ use crate::observe::events;
 use crate::pipeline::Input;
 use crate::pipeline::record::layout;
 use crate::settings::{Durability, LeasePolicy, Settings};
-use crate::trial::points;
+use crate::trial::{mutants, points};
 
 /// File in the state directory that says that the page cache is not to be trusted.
 const SUSPECT: &str = "suspect";
@@ -238,11 +238,13 @@ fn foreign(place: &Locked, marker: &str, own: &str) -> Failure {
 /// Makes sure that a directory belongs to this ledger: by its marker, or, while nothing was ever recorded, by writing one.
 fn claim(place: &Locked, opening: &Opening, durability: Durability) -> Result<(), Failure> {
     match read_marker(place)? {
-        Some(marker) if marker == opening.uuid => return Ok(()),
+        Some(marker) if marker == opening.uuid || mutants::on("foreign_marker_accepted") => {
+            return Ok(());
+        }
         Some(marker) => {
             return Err(foreign(place, &marker, &format!("ledger {}", opening.uuid)));
         }
-        None if opening.next_seq > 1 => {
+        None if opening.next_seq > 1 && !mutants::on("missing_marker_accepted") => {
             return Err(Failure::new(
                 Exit::Config,
                 "use",
@@ -273,7 +275,7 @@ fn claim(place: &Locked, opening: &Opening, durability: Durability) -> Result<()
         )?);
         serde_json::to_writer(&file, &marker)?;
         file.write_all(b"\n")?;
-        if durability == Durability::Full {
+        if durability == Durability::Full && !mutants::on("marker_unsynced") {
             file.sync_all()?;
         }
         points::reached("marker_written");
@@ -289,7 +291,7 @@ fn claim(place: &Locked, opening: &Opening, durability: Durability) -> Result<()
         }
         renamed?;
         points::reached("marker_renamed");
-        if durability == Durability::Full {
+        if durability == Durability::Full && !mutants::on("marker_name_unsynced") {
             rustix::fs::fsync(&place.dir)?;
         }
         points::reached("marker_synced");
@@ -316,13 +318,14 @@ fn boot_id() -> String {
 }
 
 fn suspicion(state: &Locked, opening: &Opening) -> Result<Option<Timestamp>, Failure> {
-    if !opening.clean {
+    if !opening.clean && !mutants::on("unclean_end_unnoticed") {
         raise_suspicion(&state.path);
     }
     let path = state.path.join(SUSPECT);
     let Ok(bytes) = std::fs::read(&path) else {
         // It could not be written either: then everything so far is suspect.
-        return Ok((!opening.clean).then(clock::realtime));
+        let unclean = !opening.clean && !mutants::on("unclean_end_unnoticed");
+        return Ok(unclean.then(clock::realtime));
     };
     match serde_json::from_slice::<Suspect>(&bytes) {
         Ok(suspect) if suspect.boot_id == boot_id() => Ok(Some(Timestamp {

@@ -13,6 +13,7 @@ use rustix::io::Errno;
 
 use crate::io::stat::{self, FileStat};
 use crate::io::{lease, open};
+use crate::trial::mutants;
 
 /// What the recorder needs of a disk. Names are single path components; no operation replaces a file.
 pub trait Disk {
@@ -163,13 +164,11 @@ impl Disk for RealDisk {
     }
 
     fn rename(&self, from: &DirHandle, old: &OsStr, to: &DirHandle, new: &OsStr) -> io::Result<()> {
-        Ok(rustix::fs::renameat_with(
-            from,
-            old,
-            to,
-            new,
-            RenameFlags::NOREPLACE,
-        )?)
+        let flags = match mutants::on("rename_replaces") {
+            true => RenameFlags::empty(),
+            false => RenameFlags::NOREPLACE,
+        };
+        Ok(rustix::fs::renameat_with(from, old, to, new, flags)?)
     }
 
     fn link(&self, file: &Handle, to: &DirHandle, name: &OsStr) -> io::Result<()> {

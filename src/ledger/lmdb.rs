@@ -20,7 +20,7 @@ use heed::{Database, Env, EnvFlags, EnvOpenOptions, MdbError, PutFlags, RoTxn, R
 use crate::failure::{Exit, Failure};
 use crate::observe::metrics::Totals;
 use crate::settings::Durability;
-use crate::trial::points;
+use crate::trial::{mutants, points};
 
 use super::schema::{Value, lines_key, owed_key};
 use super::{
@@ -186,6 +186,7 @@ impl Lmdb {
 
     fn open_there(dir: &Path, durability: Durability) -> Result<Lmdb, Failure> {
         let flags = match durability {
+            Durability::Full if mutants::on("ledger_unsynced") => EnvFlags::NO_SYNC,
             Durability::Full => EnvFlags::empty(),
             Durability::None => EnvFlags::NO_SYNC | EnvFlags::NO_META_SYNC,
         };
@@ -338,7 +339,7 @@ impl Lmdb {
             .map_err(|error| Failure::io("look at the ledger", &path, &error))?
             .len();
         match self.meta::<u64>(meta::FILE_BYTES)? {
-            Some(noted) if length < noted => Err(broken(
+            Some(noted) if length < noted && !mutants::on("ledger_may_be_shorter") => Err(broken(
                 &path,
                 format!("it is truncated: {length} of {noted} bytes are there"),
             )),
@@ -673,7 +674,9 @@ impl Ledger for Lmdb {
                 let time = time as u64;
                 tables.meta.put(txn, meta::LAST_TIME, &time.encode())?;
             }
-            tables.meta.put(txn, meta::NEXT_SEQ, &next_seq.encode())?;
+            if !mutants::on("ledger_forgets_next_number") {
+                tables.meta.put(txn, meta::NEXT_SEQ, &next_seq.encode())?;
+            }
             Ok(())
         })
     }
@@ -704,41 +707,64 @@ impl Ledger for Lmdb {
                 (Some(last), Some(first)) if last.as_slice() >= &first[..] => PutFlags::empty(),
                 _ => PutFlags::APPEND,
             };
+            let flags = match mutants::on("ledger_only_appends") {
+                true => PutFlags::APPEND,
+                false => flags,
+            };
             for record in &commit.records {
                 let key = record.seq.to_be_bytes();
                 tables
                     .records
                     .put_with_flags(txn, flags, &key, &record.encode())?;
-                tables.intents.delete(txn, &key)?;
+                if !mutants::on("ledger_keeps_intents") {
+                    tables.intents.delete(txn, &key)?;
+                }
             }
             for (key, seq) in &content {
+                if mutants::on("ledger_forgets_content") {
+                    break;
+                }
                 tables
                     .content
                     .put(txn, key.as_bytes(), &seq.to_be_bytes())?;
             }
             if let Some(lines) = &commit.lines {
                 let key = lines_key(lines.hour, lines.offset);
-                tables.lines.put(txn, &key, &lines.encode())?;
+                if !mutants::on("ledger_forgets_lines") {
+                    tables.lines.put(txn, &key, &lines.encode())?;
+                }
                 tables
                     .meta
                     .put(txn, meta::ASSIGNED, &lines.end().encode())?;
             }
             for owed in &commit.owed {
+                if mutants::on("ledger_forgets_debts") {
+                    break;
+                }
                 tables
                     .owed
                     .put(txn, &owed_key(owed.seq, owed.kind), &owed.encode())?;
             }
             for (seq, kind) in &commit.paid {
+                if mutants::on("ledger_keeps_paid_debts") {
+                    break;
+                }
                 tables.owed.delete(txn, &owed_key(*seq, *kind))?;
             }
             for kept in &commit.kept {
+                if mutants::on("ledger_forgets_kept") {
+                    break;
+                }
                 let key = Kept::fingerprint(kept.source, &kept.path, &kept.identity);
                 tables.kept.put(txn, &key.to_be_bytes(), &kept.encode())?;
             }
             if let Some(synced) = &commit.synced {
                 tables.meta.put(txn, meta::SYNCED, &synced.encode())?;
                 let end = lines_key(synced.hour, synced.offset);
-                let done = (Bound::Unbounded, Bound::Excluded(end.as_slice()));
+                let done = match mutants::on("ledger_forgets_unsynced_lines") {
+                    true => (Bound::Unbounded, Bound::Unbounded),
+                    false => (Bound::Unbounded, Bound::Excluded(end.as_slice())),
+                };
                 tables.lines.delete_range(txn, &done)?;
             }
             if let Some(numbers) = &commit.numbers {

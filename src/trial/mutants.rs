@@ -21,6 +21,28 @@ pub fn on(name: &str) -> bool {
     *CHOSEN == name
 }
 
+/// What a table says of a case.
+#[cfg(not(ringest_mutants))]
+#[inline(always)]
+pub fn decided<C, A>(_case: C, action: A, _actions: &[A]) -> A {
+    action
+}
+
+/// What a table says of a case, or what `case:CASE=ACTION` says of it.
+#[cfg(ringest_mutants)]
+pub fn decided<C, A>(case: C, action: A, actions: &[A]) -> A
+where
+    C: std::fmt::Debug,
+    A: Copy + std::fmt::Debug,
+{
+    let altered = CHOSEN
+        .strip_prefix("case:")
+        .and_then(|rest| rest.split_once('='))
+        .filter(|(wanted, _)| *wanted == format!("{case:?}"))
+        .and_then(|(_, name)| actions.iter().find(|one| format!("{one:?}") == name));
+    *altered.unwrap_or(&action)
+}
+
 /// The steps of a protocol, as they are.
 #[cfg(not(ringest_mutants))]
 #[inline(always)]

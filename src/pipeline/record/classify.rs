@@ -12,6 +12,7 @@ use crate::ledger::{Arrival, ContentKey, Digest, Ledger, Outcome, Placement, Rec
 use crate::observe::events;
 use crate::pipeline::{Fate, Staged, Waiting, is_no_room};
 use crate::settings::{Dedupe, OnDuplicate, Source};
+use crate::trial::mutants;
 
 use super::{BatchDirs, Item, Recorder, Root, layout};
 
@@ -70,7 +71,7 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
         let mut taken: HashSet<PathBuf> = HashSet::new();
         let mut items = Vec::with_capacity(staged.len());
         for (staged, key) in staged.into_iter().zip(keys) {
-            if !self.disk.unbroken(&staged.file) {
+            if !self.disk.unbroken(&staged.file) && !mutants::on("broken_lease_classified") {
                 let path = staged.candidate.input.absolute(staged.candidate.path());
                 events::file_changed(&path, "opened for writing before it was placed");
                 staged.candidate.ticket.close(Fate::Again {
@@ -84,11 +85,14 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
                     rule: finding.rule.clone(),
                     message: finding.message.clone(),
                 },
-                (None, Some(key)) if in_batch.contains(&key) => {
+                (None, Some(key))
+                    if in_batch.contains(&key) && !mutants::on("twins_not_parked") =>
+                {
                     self.parked.push(staged);
                     continue;
                 }
                 (None, Some(key)) => match known.get(&key) {
+                    _ if mutants::on("known_content_ingested") => Outcome::Ingest,
                     None => Outcome::Ingest,
                     Some(&of) => match self.stored_copy_stands(dirs, of)? {
                         Ok(true) => Outcome::Duplicate { of },
@@ -233,7 +237,7 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
         let name = first.placed.file_name().unwrap_or_default();
         let stat = match self.disk.stat(&dir, name) {
             Ok(Some(stat)) => stat,
-            Ok(None) => return Ok(Ok(false)),
+            Ok(None) => return Ok(Ok(mutants::on("lost_copy_stands"))),
             Err(error) => return Ok(Err(error)),
         };
         if stat.kind != rustix::fs::FileType::RegularFile
@@ -241,7 +245,7 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
         {
             return Ok(Ok(false));
         }
-        if stat.identity.inode == first.placed_inode {
+        if stat.identity.inode == first.placed_inode || mutants::on("other_inode_stands") {
             return Ok(Ok(true));
         }
         // Restored from a backup, perhaps: its content decides.

@@ -167,7 +167,9 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
             return Ok(true);
         };
         // Nothing was promised yet: these numbers are given out again.
-        self.next_seq = items[0].arrival.seq;
+        if !mutants::on("numbers_not_given_back") {
+            self.next_seq = items[0].arrival.seq;
+        }
         let reason = format!("no room for the manifest: {error}");
         for staged in items.drain(..).filter_map(|item| item.staged) {
             staged.candidate.ticket.close(Fate::NoRoom(reason.clone()));
@@ -224,8 +226,10 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
             let arrival = &item.arrival;
             let seq = arrival.seq;
             if item.dropped.is_some() {
-                let state = RecordState::Void;
-                commit.records.push(Record { seq, state });
+                if !mutants::on("dropped_numbers_left") {
+                    let state = RecordState::Void;
+                    commit.records.push(Record { seq, state });
+                }
                 continue;
             }
             let count = Count::file(arrival.identity.size);

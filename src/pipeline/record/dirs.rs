@@ -6,7 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::io::Disk;
-use crate::trial::points;
+use crate::trial::{mutants, points};
 
 /// Opens the directory `path` beneath `root`, making what is missing. Every directory on the way that is made is
 /// durable in its parent before this returns.
@@ -22,8 +22,10 @@ pub fn ensure_dir<D: Disk>(disk: &D, root: &D::Dir, path: &Path) -> io::Result<D
         _ => {}
     }
     points::reached("directory_made");
-    disk.sync_dir(&parent)
-        .map_err(|error| io::Error::other(SyncFailed(error)))?;
+    if !mutants::on("new_directory_unsynced") {
+        disk.sync_dir(&parent)
+            .map_err(|error| io::Error::other(SyncFailed(error)))?;
+    }
     points::reached("directory_synced");
     disk.open_dir(&parent, Path::new(name))
 }

@@ -11,7 +11,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use crate::failure::{Exit, Failure};
 use crate::io::Disk;
 use crate::ledger::{Arrival, Line, ManifestEnd, PendingLines};
-use crate::trial::points;
+use crate::trial::{mutants, points};
 
 use super::dirs::ensure_dir;
 use super::{Place, layout};
@@ -163,8 +163,11 @@ impl<D: Disk> ManifestWriter<D> {
             Err(error) => return Err(failed(error)),
         };
         points::reached("manifest_made");
-        disk.sync_dir(&dir)
-            .map_err(|error| Failure::sync("sync the directory of the manifest", &path, &error))?;
+        if !mutants::on("manifest_name_unsynced") {
+            disk.sync_dir(&dir).map_err(|error| {
+                Failure::sync("sync the directory of the manifest", &path, &error)
+            })?;
+        }
         self.open = Some((hour, file));
         Ok(Ok(()))
     }
@@ -195,8 +198,10 @@ impl<D: Disk> ManifestWriter<D> {
             Err(error) => return Err(Failure::io("write the manifest", &path, &error)),
         }
         points::reached("lines_written");
-        disk.sync_files(&self.root.dir, &[file])
-            .map_err(|error| Failure::sync("sync the manifest", &path, &error))?;
+        if !mutants::on("lines_unsynced") {
+            disk.sync_files(&self.root.dir, &[file])
+                .map_err(|error| Failure::sync("sync the manifest", &path, &error))?;
+        }
         points::reached("lines_synced");
         Ok(Ok(lines.end()))
     }
@@ -218,14 +223,14 @@ impl<D: Disk> ManifestWriter<D> {
             })
             .map_err(|error| Failure::io("look at the manifest", &path, &error))?
             .map_or(0, |stat| stat.identity.size);
-        if length > assigned.offset {
+        if length > assigned.offset && !mutants::on("manifest_may_be_longer") {
             return Err(beyond(&path, length, assigned.offset));
         }
         let synced = match synced {
             Some(synced) if synced.hour == assigned.hour => synced.offset,
             _ => 0,
         };
-        if length < synced {
+        if length < synced && !mutants::on("manifest_may_be_shorter") {
             let cause = format!("it holds {length} bytes, {synced} were written and synced");
             return Err(impossible(&path, cause));
         }

@@ -10,7 +10,7 @@ use crate::failure::Failure;
 use crate::io::{Disk, FileStat};
 use crate::ledger::{Commit, Kept, Ledger, Outcome, Owed, OwedKind};
 use crate::observe::events;
-use crate::trial::points;
+use crate::trial::{mutants, points};
 
 use super::classify::is_absent;
 use super::place::name_of;
@@ -65,7 +65,9 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
             }
             done.paid.push((owed.seq, owed.kind));
         }
-        self.sync_all(&mut dirs, touched)?;
+        if !mutants::on("removals_unsynced") {
+            self.sync_all(&mut dirs, touched)?;
+        }
         for kept in &done.kept {
             self.kept.add(kept);
         }
@@ -102,7 +104,8 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
                 return Ok(Removal::Gone);
             };
             // Whatever has its name by now is a new arrival, or was touched since. The rename below changes ctime.
-            let untouched = seen.identity.ctime == owed.identity.ctime;
+            let untouched =
+                seen.identity.ctime == owed.identity.ctime || mutants::on("touched_source_removed");
             if !untouched || !is_meant(owed, &seen) || !self.may_go(dirs, owed, item)? {
                 return Ok(Removal::Gone);
             }
@@ -114,7 +117,8 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
         }
         points::reached("source_hidden");
         let seen = self.disk.stat(&dir, &hidden).map_err(failed)?;
-        let meant = seen.is_some_and(|seen| is_meant(owed, &seen));
+        let meant = seen.is_some_and(|seen| is_meant(owed, &seen))
+            || mutants::on("hidden_file_not_looked_at");
         let mut stays = Removal::Gone;
         if meant && self.may_go(dirs, owed, item)? {
             match self.disk.unlink(&dir, &hidden) {
@@ -149,10 +153,11 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
         let staged = item.and_then(|item| item.staged.as_ref());
         if owed.kind != OwedKind::Sidecar
             && staged.is_some_and(|staged| !self.disk.unbroken(&staged.file))
+            && !mutants::on("written_source_removed")
         {
             return Ok(false);
         }
-        if owed.kind == OwedKind::Duplicate {
+        if owed.kind == OwedKind::Duplicate && !mutants::on("first_copy_not_looked_at") {
             let Some(arrival) = self.ledger_arrival(owed.seq)? else {
                 return Ok(false);
             };
@@ -229,9 +234,11 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
             Err(error) => return Err(failed(error)),
         };
         points::reached("reason_written");
-        self.disk
-            .sync_files(&self.warehouse.dir, &[&file])
-            .map_err(|error| Failure::sync("sync the reason of", &path, &error))?;
+        if !mutants::on("reason_unsynced") {
+            self.disk
+                .sync_files(&self.warehouse.dir, &[&file])
+                .map_err(|error| Failure::sync("sync the reason of", &path, &error))?;
+        }
         let parent = owed.path.parent().unwrap_or(Path::new(""));
         touched.insert((Root::Warehouse, parent.to_path_buf()));
         Ok(Removal::Gone)

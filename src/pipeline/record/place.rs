@@ -13,7 +13,7 @@ use crate::io::{Disk, FileStat, Timestamp};
 use crate::ledger::{Arrival, Ledger, Outcome, Placement};
 use crate::observe::events;
 use crate::pipeline::{Fate, Waiting};
-use crate::trial::points;
+use crate::trial::{mutants, points};
 
 use super::classify::{fate_of, is_absent};
 use super::{BatchDirs, Item, Recorder, Root, layout};
@@ -176,7 +176,8 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
             let seen = self.look(dirs, Root::Warehouse, &arrival.placed)?;
             let staged = item.staged.as_ref();
             let open = staged.map(|staged| &staged.file).or(item.held.as_ref());
-            let unbroken = open.is_none_or(|file| self.disk.unbroken(file));
+            let unbroken =
+                open.is_none_or(|file| self.disk.unbroken(file)) || mutants::on("lease_unchecked");
             let copy = staged.and_then(|staged| staged.copy.as_ref());
             let mtime = match arrival.placement {
                 Placement::Copy => copy.map(|copy| copy.identity.mtime),
@@ -201,8 +202,13 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
         let (warehouse, staging): (BTreeSet<_>, BTreeSet<_>) = touched
             .into_iter()
             .partition(|(root, _)| *root == Root::Warehouse);
-        self.sync_all(dirs, staging)?;
-        self.sync_all(dirs, warehouse)
+        if !mutants::on("undo_unsynced_in_staging") {
+            self.sync_all(dirs, staging)?;
+        }
+        if !mutants::on("undo_unsynced_in_warehouse") {
+            self.sync_all(dirs, warehouse)?;
+        }
+        Ok(())
     }
 
     /// Takes a placement back. The caller syncs the directories in `touched` before the intent is dropped.
@@ -231,6 +237,7 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
         let failed = |error: io::Error| Failure::io("take back", &placed, &error);
         let source_there = self.look(dirs, source, &arrival.path)?.is_some();
         let ours = seen.is_some_and(|stat| stat.identity.inode == arrival.placed_inode);
+        let source_there = source_there || mutants::on("last_copy_removed");
         if arrival.placement == Placement::Copy && ours && source_there {
             // The source still has everything.
             let dir = self
@@ -243,6 +250,7 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
             item.dropped = Some(again);
             return Ok(());
         }
+        let ours = ours || mutants::on("foreign_file_taken_back");
         if arrival.placement == Placement::Copy && !ours {
             // Somebody replaced the copy: theirs is not ours to move, and the source is untouched.
             item.dropped = Some(again);
@@ -280,7 +288,9 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
     pub(super) fn set_aside(&self, item: &mut Item<D::File>, aside: PathBuf) {
         item.set_aside = true;
         item.line = None;
-        item.arrival.key = None;
+        if !mutants::on("changed_content_known") {
+            item.arrival.key = None;
+        }
         item.arrival.placed = aside;
         item.arrival.outcome = Outcome::Quarantine {
             rule: CHANGED_RULE.into(),
@@ -353,10 +363,13 @@ pub(super) fn parent(path: &Path) -> PathBuf {
 /// Whether a placed file is what was hashed. Its ctime changed when it was renamed. The mtime of a copy is what its
 /// filesystem made of the source's; recovery, which has compared the digest, does without it.
 fn is_as_hashed(arrival: &Arrival, mtime: Option<Timestamp>, placed: &FileStat) -> bool {
-    placed.identity.inode == arrival.placed_inode
-        && placed.links == 1
-        && placed.identity.size == arrival.identity.size
-        && mtime.is_none_or(|mtime| placed.identity.mtime == mtime)
+    let inode = placed.identity.inode == arrival.placed_inode;
+    let links = placed.links == 1;
+    let size = placed.identity.size == arrival.identity.size;
+    let mtime = mtime.is_none_or(|mtime| placed.identity.mtime == mtime);
+    (inode || mutants::on("inode_unchecked"))
+        && (links || mutants::on("links_unchecked"))
+        && (size && mtime || mutants::on("change_unchecked"))
 }
 
 pub(super) fn name_of(path: &Path) -> &OsStr {

@@ -27,7 +27,7 @@ use crate::ledger::{Arrival, Ledger, Opening, Outcome, Placement, Record, Record
 use crate::observe::events;
 use crate::observe::metrics::Count;
 use crate::pipeline::Fate;
-use crate::trial::points;
+use crate::trial::{mutants, points};
 
 use super::classify::is_absent;
 use super::commit::Batch;
@@ -79,6 +79,18 @@ enum Action {
     FinishSetAside,
 }
 
+impl Action {
+    const ALL: [Action; 7] = [
+        Action::Drop,
+        Action::Withdrawn,
+        Action::Finish,
+        Action::RemoveSourceAndFinish,
+        Action::RemoveDestination,
+        Action::Undo,
+        Action::FinishSetAside,
+    ];
+}
+
 /// The table.
 fn decide(
     placement: Placement,
@@ -110,7 +122,7 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
     pub fn recover(&mut self, opening: &Opening) -> Result<Recovery, Failure> {
         let mut recovery = Recovery::default();
         points::reached("recovery_begun");
-        if self.suspect {
+        if self.suspect && !mutants::on("suspect_start_unsynced") {
             self.sync_everything()?;
         }
         let synced = opening.pending_lines.first().map(|lines| {
@@ -123,6 +135,9 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
         self.manifest
             .check(&self.disk, synced.or(opening.manifest))?;
         for lines in &opening.pending_lines {
+            if mutants::on("promised_lines_left") {
+                break;
+            }
             self.write_manifest(lines)?;
         }
         points::reached("recovery_lines_rewritten");
@@ -220,7 +235,8 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
         let parent = intent.path.parent().unwrap_or(Path::new(""));
         let hidden = parent.join(layout::leaving_name(&self.uuid, intent.seq, false));
         let seen = self.look(dirs, root, &hidden)?;
-        if seen.is_none_or(|seen| seen.identity.inode != intent.identity.inode) {
+        let ours = seen.is_some_and(|seen| seen.identity.inode == intent.identity.inode);
+        if !ours || mutants::on("hidden_source_left") {
             return Ok(());
         }
         touched.insert((root, parent.to_path_buf()));
@@ -259,7 +275,10 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
         };
         let aside = self.changed_path(intent);
         let set_aside = self.look(dirs, Root::Warehouse, &aside)?.is_some();
-        Ok(decide(intent.placement, source, destination, set_aside))
+        let placement = intent.placement;
+        let action = decide(placement, source, destination, set_aside);
+        let case = (placement, source, destination, set_aside);
+        Ok(mutants::decided(case, action, &Action::ALL))
     }
 
     /// Whether the placed file is the one that was hashed. One that cannot be read, or that somebody has open for
@@ -283,7 +302,7 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
             Err(error) => Err(error),
         };
         Ok(match digest {
-            Ok(digest) => digest == intent.digest,
+            Ok(digest) => digest == intent.digest || mutants::on("recovery_trusts_bytes"),
             Err(error) => {
                 let remedy = "it is taken back to staging; check its permissions and the device";
                 events::file_failed(&path, "read", &error.to_string(), remedy);
@@ -324,7 +343,9 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
             }
             Action::RemoveSourceAndFinish => {
                 // A name is never removed before its other name is durable.
-                self.sync_all(dirs, [(Root::Warehouse, parent(&arrival.placed))].into())?;
+                if !mutants::on("source_removed_unsynced") {
+                    self.sync_all(dirs, [(Root::Warehouse, parent(&arrival.placed))].into())?;
+                }
                 self.unlink_exactly(dirs, source, &arrival)?;
                 touched.insert((source, parent(&arrival.path)));
                 recovery.finished += 1;
@@ -332,7 +353,9 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
             }
             Action::RemoveDestination => {
                 // Staging has the file, durably, before the other name goes.
-                self.sync_all(dirs, [(source, parent(&arrival.path))].into())?;
+                if !mutants::on("destination_removed_unsynced") {
+                    self.sync_all(dirs, [(source, parent(&arrival.path))].into())?;
+                }
                 let failed = |error| Failure::io("take back", &self.placed_path(&arrival), &error);
                 let dir = self
                     .dir_of(dirs, Root::Warehouse, &arrival.placed, false)?
@@ -394,7 +417,7 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
         let unused: Vec<u64> = (opening.recorded_to + 1..opening.next_seq)
             .filter(|seq| !intents.contains(seq))
             .collect();
-        if unused.is_empty() {
+        if unused.is_empty() || mutants::on("unused_numbers_left") {
             return Ok(());
         }
         let mut commit = self.take_later();
@@ -421,6 +444,9 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
             Err(error) => return Err(failed(error)),
         };
         for name in self.disk.list(&dir).map_err(failed)? {
+            if mutants::on("temporaries_left") {
+                break;
+            }
             self.disk.unlink(&dir, &name).map_err(failed)?;
         }
         Ok(())
