@@ -1,0 +1,40 @@
+//! The corpora of the fuzz targets, as plain tests.
+
+use std::fs;
+use std::path::Path;
+
+#[path = "fuzz/targets.rs"]
+mod targets;
+
+#[test]
+fn ledger_values_decode_to_what_encodes_to_the_same_bytes() {
+    each_of("ledger", targets::ledger);
+}
+
+#[test]
+fn a_settings_file_is_resolved_or_refused() {
+    each_of("settings", targets::settings);
+}
+
+#[test]
+fn a_sidecar_claims_only_what_stands_in_it() {
+    each_of("sidecar", targets::sidecar);
+}
+
+fn each_of(target: &str, run: fn(&[u8])) {
+    let corpus = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/fuzz/corpus")
+        .join(target);
+    let mut names: Vec<_> = fs::read_dir(&corpus)
+        .unwrap_or_else(|error| panic!("{}: {error}", corpus.display()))
+        .map(|entry| entry.expect("a directory entry").path())
+        .collect();
+    names.sort();
+    assert!(names.len() >= 5, "{} is all but empty", corpus.display());
+    for path in names {
+        let bytes = fs::read(&path).expect("read an input");
+        // Which one it was, if it panics.
+        println!("{}", path.display());
+        run(&bytes);
+    }
+}

@@ -1,0 +1,94 @@
+//! What must hold of any bytes whatever, in the four places where ringest reads what others may have written. The fuzz
+//! targets and the plain test over their corpora run the same functions.
+#![allow(dead_code, reason = "each fuzz target uses one")]
+
+use std::ffi::OsStr;
+use std::fmt::Debug;
+use std::os::unix::ffi::OsStrExt;
+
+use ringest::ledger::schema::{VALUE_VERSION, Value};
+use ringest::ledger::{Arrival, Kept, ManifestEnd, Owed, PendingLines, Record, SourceEntry};
+use ringest::pipeline::read::sidecar::claimed_digest;
+use ringest::settings::{Purpose, RawSettings};
+use xxhash_rust::xxh3::xxh3_64;
+
+/// The bytes of a ledger value: whatever decodes, encodes to the very bytes it came from.
+///
+/// The first byte chooses the type; the rest are fields, to which version and checksum are added, since no fuzzer
+/// guesses a checksum. As they are, they must be refused or decode too.
+pub fn ledger(bytes: &[u8]) {
+    let Some((kind, fields)) = bytes.split_first() else {
+        return;
+    };
+    let mut value = vec![VALUE_VERSION];
+    value.extend(fields);
+    value.extend(xxh3_64(&value).to_le_bytes());
+    for bytes in [&value[..], fields] {
+        match kind % 9 {
+            0 => same_bytes::<Arrival>(bytes),
+            1 => same_bytes::<Record>(bytes),
+            2 => same_bytes::<Owed>(bytes),
+            3 => same_bytes::<Kept>(bytes),
+            4 => same_bytes::<PendingLines>(bytes),
+            5 => same_bytes::<ManifestEnd>(bytes),
+            6 => same_bytes::<SourceEntry>(bytes),
+            7 => same_bytes::<u64>(bytes),
+            _ => same_bytes::<String>(bytes),
+        }
+    }
+}
+
+fn same_bytes<V: Value + Debug>(bytes: &[u8]) {
+    if let Ok(value) = V::decode(bytes) {
+        assert_eq!(value.encode(), bytes, "{value:?}");
+    }
+}
+
+/// A settings file: resolved, or refused with a message that names it.
+pub fn settings(bytes: &[u8]) {
+    let dir = tempfile::tempdir().expect("a directory for the settings");
+    let path = dir.path().join("ringest.toml");
+    std::fs::write(&path, bytes).expect("write the settings");
+    let raw = RawSettings {
+        config: Some(path.clone()),
+        ..RawSettings::default()
+    };
+    match raw.resolve(Purpose::Flow) {
+        Ok(loaded) => {
+            let settings = &loaded.settings;
+            assert!(!settings.sources.is_empty());
+            let roots = [
+                &settings.warehouse,
+                &settings.manifests,
+                &settings.state_path,
+            ];
+            let inputs = settings.sources.iter().map(|source| &source.input);
+            for path in inputs.chain(roots) {
+                assert!(path.is_absolute(), "{}", path.display());
+            }
+        }
+        Err(error) => assert!(!error.to_string().is_empty()),
+    }
+}
+
+/// A sidecar: a line that holds a digest for this name is found, and what is found stands in the text.
+pub fn sidecar(bytes: &[u8]) {
+    let (name, content) = match bytes.iter().position(|&byte| byte == 0) {
+        Some(end) => (&bytes[..end], &bytes[end + 1..]),
+        None => (&b"data.csv"[..], bytes),
+    };
+    let claimed = claimed_digest(content, OsStr::from_bytes(name));
+    if let Some(digest) = claimed {
+        let hex = hex_of(&digest);
+        let text = content.to_ascii_lowercase();
+        assert!(text.windows(64).any(|window| window == hex.as_bytes()));
+    }
+    // A bare digest is believed, and one that names the file before all others.
+    let own = "07".repeat(32);
+    let bare = claimed_digest(own.as_bytes(), OsStr::from_bytes(name));
+    assert_eq!(bare, Some([7; 32]));
+}
+
+fn hex_of(digest: &[u8; 32]) -> String {
+    digest.iter().map(|byte| format!("{byte:02x}")).collect()
+}
