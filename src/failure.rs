@@ -4,6 +4,8 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::trial::mutants;
+
 /// Why the program ends with a code other than 0. The numbers are those of `sysexits.h` where it has one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exit {
@@ -75,7 +77,7 @@ impl Failure {
     /// A failed sync: final, because a second one would say OK although the disk holds something else.
     pub fn sync(operation: impl Into<String>, path: &Path, error: &io::Error) -> Failure {
         Failure {
-            suspect: true,
+            suspect: !mutants::on("failed_sync_unsuspected"),
             remedy: "check the device (dmesg); nothing was acknowledged, and the next start reads past the cache"
                 .into(),
             ..Failure::io(operation, path, error)

@@ -263,12 +263,22 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
     ) -> Result<Action, Failure> {
         let source = match self.look(dirs, Root::Input(intent.source), &intent.path)? {
             None => AtSource::Absent,
-            Some(seen) if seen.identity.inode == intent.identity.inode => AtSource::Same,
+            Some(seen)
+                if seen.identity.inode == intent.identity.inode
+                    || mutants::on("source_inode_unchecked") =>
+            {
+                AtSource::Same
+            }
             Some(_) => AtSource::Other,
         };
         let destination = match self.look(dirs, Root::Warehouse, &intent.placed)? {
             None => AtDestination::Absent,
-            Some(seen) if seen.identity.inode != intent.placed_inode => AtDestination::Other,
+            Some(seen)
+                if seen.identity.inode != intent.placed_inode
+                    && !mutants::on("destination_inode_unchecked") =>
+            {
+                AtDestination::Other
+            }
             Some(seen) if seen.identity.size != intent.identity.size => AtDestination::Bad,
             Some(_) if self.holds_digest(dirs, intent, held)? => AtDestination::Good,
             Some(_) => AtDestination::Bad,
@@ -403,7 +413,8 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
             .rename(&dir, name, &dir, &hidden)
             .map_err(failed)?;
         let seen = self.disk.stat(&dir, &hidden).map_err(failed)?;
-        if seen.is_some_and(|seen| seen.identity.inode == arrival.identity.inode) {
+        let ours = seen.is_some_and(|seen| seen.identity.inode == arrival.identity.inode);
+        if ours || mutants::on("replaced_source_removed") {
             self.disk.unlink(&dir, &hidden).map_err(failed)
         } else {
             self.disk.rename(&dir, &hidden, &dir, name).map_err(failed)
