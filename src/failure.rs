@@ -6,9 +6,11 @@ use std::path::{Path, PathBuf};
 
 use crate::trial::mutants;
 
-/// Why the program ends with a code other than 0. The numbers are those of `sysexits.h` where it has one.
+/// Why the program ends before its work is done. The numbers are those of `sysexits.h` where it has one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exit {
+    /// It was asked to.
+    Done = 0,
     /// Something is wrong with the data asked about.
     Data = 1,
     /// A required kernel feature or service is missing.
@@ -72,6 +74,18 @@ impl Failure {
             }
         };
         Failure::new(Exit::Io, operation, path, error, remedy)
+    }
+
+    /// An end that was asked for while something waited for room. The next start goes on with that.
+    pub fn stopped() -> Failure {
+        Failure {
+            exit: Exit::Done,
+            operation: "wait for room".into(),
+            path: None,
+            cause: "asked to stop".into(),
+            remedy: "free space and start again".into(),
+            suspect: false,
+        }
     }
 
     /// A failed sync: final, because a second one would say OK although the disk holds something else.

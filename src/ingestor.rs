@@ -78,14 +78,29 @@ pub fn run(settings: &Settings, doubts: &[String], version: &str) -> Result<(), 
 fn run_session(settings: &Settings, doubts: &[String], version: &str) -> Result<(), Failure> {
     let descriptors = raise_descriptor_limit();
     let (sender, messages) = channel();
-    watch_signals(sender.clone())?;
+    let stop = Arc::new(AtomicBool::new(false));
+    watch_signals(sender.clone(), Arc::clone(&stop))?;
     let (session, ledger) = Session::open(settings)?;
     // Not before it is open: who finds everything locked says that and nothing else.
     for doubt in doubts {
         events::settings_doubtful(doubt);
     }
-    let flow = Flow::start(settings, session, ledger, version, descriptors, sender)?;
-    flow.wait(&messages)
+    match Flow::start(
+        settings,
+        session,
+        ledger,
+        version,
+        descriptors,
+        sender,
+        stop,
+    ) {
+        Ok(flow) => flow.wait(&messages),
+        Err(failure) if failure.exit == Exit::Done => {
+            events::stopped("asked to stop while waiting for room", 0, 0);
+            Ok(())
+        }
+        Err(failure) => Err(failure),
+    }
 }
 
 /// The running threads and what they share.
@@ -111,6 +126,7 @@ impl Flow {
         version: &str,
         descriptors: u64,
         sender: Sender<Message>,
+        stop: Arc<AtomicBool>,
     ) -> Result<Flow, Failure> {
         let state_path = &settings.state_path;
         let failed = |operation: &str, error: std::io::Error| {
@@ -126,7 +142,6 @@ impl Flow {
         let candidates = Arc::new(Queue::new(QUEUE_FILES));
         let staged = Arc::new(Queue::new(batch_files));
         let verdicts = Verdicts::new().map_err(|error| failed("make an eventfd for", error))?;
-        let stop = Arc::new(AtomicBool::new(false));
         let lease_signal = lease_keeper::start()
             .map_err(|error| failed("start the keeper of leases for", error))?;
         let leases = session.inputs.iter().any(|input| input.leases);
@@ -150,6 +165,7 @@ impl Flow {
                 metrics: Arc::clone(&metrics),
                 batch_files,
                 suspect: session.suspect_until.is_some(),
+                stop: Arc::clone(&stop),
             },
             &session.opening,
         );
@@ -274,6 +290,8 @@ impl Flow {
                     }
                 }
                 Ok(Message::Recorded(Ok(recorder))) => break Some(recorder),
+                // What waited for room waits for the next start.
+                Ok(Message::Recorded(Err(failure))) if failure.exit == Exit::Done => break None,
                 Ok(Message::Recorded(Err(failure)) | Message::Failed(failure)) => {
                     return Err(failure);
                 }
@@ -436,7 +454,8 @@ fn or_abort<T>(run: impl FnOnce() -> T) -> T {
     })
 }
 
-fn watch_signals(sender: Sender<Message>) -> Result<(), Failure> {
+/// The first signal sets `stop`, also while nobody reads messages yet.
+fn watch_signals(sender: Sender<Message>, stop: Arc<AtomicBool>) -> Result<(), Failure> {
     use signal_hook::consts::{SIGINT, SIGTERM};
     let failed = |error: std::io::Error| Failure {
         exit: Exit::Unavailable,
@@ -458,6 +477,7 @@ fn watch_signals(sender: Sender<Message>) -> Result<(), Failure> {
                 std::process::exit(128 + signal);
             }
             asked = true;
+            stop.store(true, Ordering::Release);
             let name = if signal == SIGTERM {
                 "SIGTERM"
             } else {

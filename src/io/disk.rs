@@ -108,6 +108,18 @@ pub fn write_all_at(fd: impl AsFd, mut bytes: &[u8], mut offset: u64) -> io::Res
     Ok(())
 }
 
+/// Allocates blocks without changing the size. Filesystems that cannot do that say so, and the write itself will find
+/// out.
+pub fn allocate(fd: impl AsFd, offset: u64, length: u64) -> io::Result<()> {
+    loop {
+        match rustix::fs::fallocate(&fd, FallocateFlags::KEEP_SIZE, offset, length) {
+            Err(Errno::INTR) => {}
+            Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => return Ok(()),
+            allocated => return Ok(allocated?),
+        }
+    }
+}
+
 /// An open directory on a real disk.
 pub type DirHandle = Arc<OwnedFd>;
 
@@ -234,11 +246,7 @@ impl Disk for RealDisk {
     }
 
     fn reserve(&self, file: &Handle, offset: u64, length: u64) -> io::Result<()> {
-        match rustix::fs::fallocate(file, FallocateFlags::KEEP_SIZE, offset, length) {
-            // Filesystems that cannot reserve say so; the write itself will find out.
-            Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => Ok(()),
-            reserved => Ok(reserved?),
-        }
+        allocate(file, offset, length)
     }
 
     fn sync_files(&self, root: &DirHandle, files: &[&Handle]) -> io::Result<()> {

@@ -7,6 +7,8 @@
 // The ledger makes and keeps its own directory.
 #![allow(clippy::disallowed_methods)]
 
+mod room;
+
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::ops::Bound;
@@ -21,6 +23,8 @@ use crate::failure::{Exit, Failure};
 use crate::observe::metrics::Totals;
 use crate::settings::Durability;
 use crate::trial::{mutants, points};
+
+use room::Room;
 
 use super::schema::{Value, lines_key, owed_key};
 use super::{
@@ -49,6 +53,7 @@ pub struct Lmdb {
     file: Option<File>,
     file_bytes: u64,
     page_bytes: u64,
+    room: Room,
     readers_checked: Instant,
 }
 
@@ -172,6 +177,7 @@ impl Lmdb {
         let mut ledger = Lmdb::open_there(dir, durability)?;
         ledger.check_format()?;
         ledger.refuse_if_shortened()?;
+        ledger.make_room_for_a_start()?;
         ledger.keep_headroom()?;
         ledger.forget_dead_readers();
         Ok(ledger)
@@ -190,6 +196,7 @@ impl Lmdb {
             Durability::Full => EnvFlags::empty(),
             Durability::None => EnvFlags::NO_SYNC | EnvFlags::NO_META_SYNC,
         };
+        room::secure_lock_file(dir)?;
         let env = open_env(dir, flags)?;
         let create = || -> Result<Tables, heed::Error> {
             let mut txn = env.write_txn()?;
@@ -222,6 +229,7 @@ impl Lmdb {
             file: Some(file),
             file_bytes: 0,
             page_bytes,
+            room: Room::default(),
             readers_checked: Instant::now(),
         })
     }
@@ -286,6 +294,7 @@ impl Lmdb {
             file_bytes: 0,
             // Only who writes asks for it.
             page_bytes: 0,
+            room: Room::default(),
             readers_checked: Instant::now(),
         };
         ledger.check_format()?;
@@ -657,6 +666,15 @@ impl Ledger for Lmdb {
 
     fn record(&self, seq: u64) -> Result<Option<Record>, Failure> {
         self.record_of(seq)
+    }
+
+    fn reserve(
+        &mut self,
+        arrivals: usize,
+        names: u64,
+        lines: u64,
+    ) -> Result<io::Result<()>, Failure> {
+        self.make_room(arrivals as u64, names, lines)
     }
 
     fn commit_intents(&mut self, intents: &[Arrival], next_seq: u64) -> Result<(), Failure> {

@@ -78,6 +78,15 @@ pub trait Ledger {
     fn lookup(&self, keys: &[ContentKey]) -> Result<Vec<Option<u64>>, Failure>;
     /// What became of an arrival.
     fn record(&self, seq: u64) -> Result<Option<Record>, Failure>;
+    /// Makes room for both commits of a batch, and for what is noted after them, before anything is promised: a commit
+    /// that finds its disk full is final. `names` counts the bytes of paths and messages of all these arrivals once,
+    /// `lines` those of their manifest lines. The inner error is want of room; it changes nothing in the ledger.
+    fn reserve(
+        &mut self,
+        arrivals: usize,
+        names: u64,
+        lines: u64,
+    ) -> Result<std::io::Result<()>, Failure>;
     /// Commit A: what is about to be placed.
     fn commit_intents(&mut self, intents: &[Arrival], next_seq: u64) -> Result<(), Failure>;
     /// Commit B, and housekeeping.

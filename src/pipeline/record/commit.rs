@@ -1,6 +1,7 @@
 //! The commit protocol, in order. What each crash leaves is in the table of [`super::recover`].
 
 use std::path::Path;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use crate::failure::Failure;
@@ -18,6 +19,49 @@ use super::{BatchDirs, Item, Recorder, Root, between, layout, manifest};
 
 /// Time between two tries to write a promised manifest line to a full disk.
 const FULL_DISK_REST: Duration = Duration::from_secs(1);
+
+/// What a batch needs room for.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Needs {
+    arrivals: usize,
+    /// Bytes of paths and messages.
+    names: u64,
+    /// Bytes of manifest lines.
+    lines: u64,
+}
+
+impl Needs {
+    fn of<File>(items: &[Item<File>]) -> Needs {
+        let mut needs = Needs {
+            arrivals: items.len(),
+            ..Needs::default()
+        };
+        for item in items {
+            let arrival = &item.arrival;
+            let sidecar = arrival.sidecar.as_ref().map(|(path, _)| path.as_path());
+            for path in [&*arrival.path, &arrival.placed].into_iter().chain(sidecar) {
+                needs.names += path.as_os_str().len() as u64;
+            }
+            if let Outcome::Quarantine { rule, message } = &arrival.outcome {
+                needs.names += (rule.len() + message.len()) as u64;
+            }
+            needs.lines += item.line.as_ref().map_or(0, |line| line.len() as u64);
+        }
+        needs
+    }
+
+    fn max(&self, other: &Needs) -> Needs {
+        Needs {
+            arrivals: self.arrivals.max(other.arrivals),
+            names: self.names.max(other.names),
+            lines: self.lines.max(other.lines),
+        }
+    }
+}
+
+fn no_room(path: &Path, error: &std::io::Error) -> String {
+    format!("no room for {}: {error}", path.display())
+}
 
 /// What is done with a batch once it is known what it is. [`STEPS`] is their order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -151,30 +195,51 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
         Ok(())
     }
 
-    /// Makes room for the manifest lines before anything is promised. False when there is none: the batch is back in
+    /// Makes room in manifest and ledger before anything is promised. False when there is none: the batch is back in
     /// staging.
     fn reserve(&mut self, items: &mut Vec<Item<D::File>>) -> Result<bool, Failure> {
-        let bytes: u64 = items
-            .iter()
-            .filter_map(|item| item.line.as_ref())
-            .map(|line| line.len() as u64)
-            .sum();
-        if bytes == 0 {
-            return Ok(true);
-        }
+        let needs = Needs::of(items);
+        // What a batch did not find, a smaller one must not find in its place: intake would go on, file by file, and
+        // pause again with each full batch.
+        let wanted = needs.max(&self.wanted);
         let hour = layout::hour(items[0].arrival.time_micros);
-        let Err(error) = self.manifest.reserve(&self.disk, hour, bytes)? else {
+        let Err(reason) = self.try_reserve(hour, needs.lines > 0, &wanted)? else {
+            self.wanted = Needs::default();
             return Ok(true);
         };
+        self.wanted = wanted;
         // Nothing was promised yet: these numbers are given out again.
-        if !mutants::on("numbers_not_given_back") {
-            self.next_seq = items[0].arrival.seq;
-        }
-        let reason = format!("no room for the manifest: {error}");
+        self.next_seq = items[0].arrival.seq;
         for staged in items.drain(..).filter_map(|item| item.staged) {
             staged.candidate.ticket.close(Fate::NoRoom(reason.clone()));
         }
         Ok(false)
+    }
+
+    /// The same for what is placed already: it can only wait.
+    pub(super) fn wait_to_reserve(&mut self, items: &[Item<D::File>]) -> Result<(), Failure> {
+        let needs = Needs::of(items);
+        let hour = layout::hour(items[0].arrival.time_micros);
+        while let Err(reason) = self.try_reserve(hour, needs.lines > 0, &needs)? {
+            self.wait_for_room(&reason)?;
+        }
+        Ok(())
+    }
+
+    /// The inner error says what is full.
+    fn try_reserve(
+        &mut self,
+        hour: i64,
+        has_lines: bool,
+        needs: &Needs,
+    ) -> Result<Result<(), String>, Failure> {
+        if has_lines && let Err(error) = self.manifest.reserve(&self.disk, hour, needs.lines)? {
+            return Ok(Err(no_room(&self.manifest.file_path(hour), &error)));
+        }
+        let reserved = self
+            .ledger
+            .reserve(needs.arrivals, needs.names, needs.lines)?;
+        Ok(reserved.map_err(|error| format!("no room for the ledger: {error}")))
     }
 
     /// Makes the bytes durable before anything points at them.
@@ -326,19 +391,28 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
                 }
                 Err(error) => {
                     let path = self.manifest.file_path(lines.hour);
-                    self.wait_for_room(&path, &error);
+                    self.wait_for_room(&no_room(&path, &error))?;
                 }
             }
         }
     }
 
-    /// Waits a moment for room that has been promised already.
-    pub(super) fn wait_for_room(&self, path: &Path, error: &std::io::Error) {
-        let reason = format!("no room for {}: {error}", path.display());
-        if self.metrics.pause(&reason) {
-            events::intake_paused(&reason);
+    /// Waits a moment for room, without holding on to any file that is still in staging. What waits is promised or
+    /// placed, so it is left to the next start when ringest is asked to stop.
+    pub(super) fn wait_for_room(&mut self, reason: &str) -> Result<(), Failure> {
+        if self.metrics.pause(reason) {
+            events::intake_paused(reason);
+        }
+        let queued = std::iter::from_fn(|| self.queue.as_ref().and_then(|queue| queue.try_pop()));
+        for staged in self.parked.drain(..).chain(queued) {
+            let fate = Fate::NoRoom(reason.to_string());
+            staged.candidate.ticket.close(fate);
+        }
+        if self.stop.load(Ordering::Acquire) {
+            return Err(Failure::stopped());
         }
         self.clock.rest(FULL_DISK_REST);
+        Ok(())
     }
 
     /// Tells everyone who waits.

@@ -16,6 +16,7 @@ mod tests;
 
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, RwLock};
 use std::time::Instant;
 
@@ -27,6 +28,7 @@ use crate::pipeline::queue::Queue;
 use crate::pipeline::{Fate, Staged};
 use crate::trial::{mutants, points};
 
+use commit::Needs;
 use dirs::Dirs;
 use manifest::ManifestWriter;
 
@@ -101,6 +103,8 @@ pub struct RecorderParts<D: Disk, L: Ledger> {
     pub batch_files: usize,
     /// Whether the cache may show what the disk does not hold: read past it before anything is acknowledged.
     pub suspect: bool,
+    /// Set when ringest is asked to stop: then nobody waits for room any longer.
+    pub stop: Arc<AtomicBool>,
 }
 
 /// The recorder.
@@ -116,6 +120,7 @@ pub struct Recorder<D: Disk, L: Ledger> {
     metrics: Arc<Metrics>,
     batch_files: usize,
     suspect: bool,
+    stop: Arc<AtomicBool>,
     uuid: String,
     next_seq: u64,
     last_time_micros: i64,
@@ -125,6 +130,10 @@ pub struct Recorder<D: Disk, L: Ledger> {
     later_waits: bool,
     /// Copies of content that the batch before was still placing.
     parked: Vec<Staged<D::File>>,
+    /// Where batches come from, once there are any.
+    queue: Option<Arc<Queue<Staged<D::File>>>>,
+    /// What there was no room for the last time.
+    wanted: Needs,
 }
 
 /// One arrival of a batch.
@@ -165,6 +174,7 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
             metrics: parts.metrics,
             batch_files: parts.batch_files,
             suspect: parts.suspect,
+            stop: parts.stop,
             uuid: opening.uuid.clone(),
             next_seq: opening.next_seq,
             last_time_micros: opening.last_time_micros,
@@ -172,11 +182,14 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
             later: Commit::default(),
             later_waits: false,
             parked: Vec::new(),
+            queue: None,
+            wanted: Needs::default(),
         }
     }
 
     /// Records what is staged until the queue is closed and empty.
-    pub fn run(&mut self, staged: &Queue<Staged<D::File>>) -> Result<(), Failure> {
+    pub fn run(&mut self, staged: &Arc<Queue<Staged<D::File>>>) -> Result<(), Failure> {
+        self.queue = Some(Arc::clone(staged));
         loop {
             let mut batch = std::mem::take(&mut self.parked);
             while batch.len() < self.batch_files {

@@ -207,20 +207,7 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
         }
         self.sync_undone(&mut batch.dirs, touched)?;
         points::reached("recovery_undone");
-        let lines: u64 = batch
-            .items
-            .iter()
-            .filter_map(|item| item.line.as_ref())
-            .map(|line| line.len() as u64)
-            .sum();
-        let hour = layout::hour(batch.items[0].arrival.time_micros);
-        if lines > 0 {
-            let path = self.manifest.file_path(hour);
-            while let Err(error) = self.manifest.reserve(&self.disk, hour, lines)? {
-                // These files are placed; they can only wait.
-                self.wait_for_room(&path, &error);
-            }
-        }
+        self.wait_to_reserve(&batch.items)?;
         self.finish(batch)
     }
 

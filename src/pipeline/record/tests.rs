@@ -136,6 +136,7 @@ impl Site {
             metrics: Arc::new(Metrics::new()),
             batch_files: 100,
             suspect: false,
+            stop: Arc::default(),
         };
         let mut recorder: Recorder<RealDisk, Lmdb> = Recorder::new(parts, &opening);
         let recovered = recorder.recover(&opening).unwrap();
