@@ -209,7 +209,9 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
         };
         self.wanted = wanted;
         // Nothing was promised yet: these numbers are given out again.
-        self.next_seq = items[0].arrival.seq;
+        if !mutants::on("numbers_not_given_back") {
+            self.next_seq = items[0].arrival.seq;
+        }
         for staged in items.drain(..).filter_map(|item| item.staged) {
             staged.candidate.ticket.close(Fate::NoRoom(reason.clone()));
         }
