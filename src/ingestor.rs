@@ -21,14 +21,14 @@ use rustix::process::{Resource, Rlimit};
 use crate::failure::{Exit, Failure};
 use crate::io::clock::WallClock;
 use crate::io::disk::Handle;
-use crate::io::{RealDisk, lease_keeper};
+use crate::io::{RealDisk, Reserve, lease_keeper};
 use crate::ledger::SourceId;
 use crate::ledger::lmdb::Lmdb;
 use crate::observe::control::ControlSocket;
 use crate::observe::metrics::{Metrics, State};
 use crate::observe::reporter::Reporter;
 use crate::observe::{events, systemd};
-use crate::pipeline::discover::{Discoverer, DiscovererParts};
+use crate::pipeline::discover::{Discoverer, DiscovererParts, ONCE_PAUSE_MAX};
 use crate::pipeline::queue::Queue;
 use crate::pipeline::read::{Reader, ReaderShared};
 use crate::pipeline::record::{KeptSet, Place, Recorder, RecorderParts};
@@ -166,6 +166,7 @@ impl Flow {
                 batch_files,
                 suspect: session.suspect_until.is_some(),
                 stop: Arc::clone(&stop),
+                pause_max: settings.once.then_some(ONCE_PAUSE_MAX),
             },
             &session.opening,
         );
@@ -181,6 +182,16 @@ impl Flow {
                 .map_or(1, |cores| cores.get())
                 .min(AUTO_READERS_MAX),
         };
+        let reserve = Arc::new(Reserve::new(
+            settings.min_free_bytes,
+            (
+                session.warehouse.path.clone(),
+                Arc::clone(&session.warehouse.dir),
+            ),
+            [&session.manifests, &session.state]
+                .map(|place| (place.path.clone(), Arc::clone(&place.dir)))
+                .into(),
+        ));
         let failures = sender.clone();
         let shared = Arc::new(ReaderShared {
             candidates: Arc::clone(&candidates),
@@ -188,6 +199,7 @@ impl Flow {
             idle: AtomicUsize::new(0),
             staged: Arc::clone(&staged),
             warehouse: Arc::clone(&session.warehouse.dir),
+            reserve: Arc::clone(&reserve),
             io: match settings.disable.uring {
                 true => IoChoice::Sync,
                 false => settings.io,
@@ -234,6 +246,7 @@ impl Flow {
             candidates: Arc::clone(&candidates),
             verdicts: Arc::clone(&verdicts),
             kept,
+            reserve,
             metrics: Arc::clone(&metrics),
             stop: Arc::clone(&stop),
             once: settings.once,

@@ -53,7 +53,8 @@ pub struct Session {
     pub suspect_until: Option<Timestamp>,
     /// Whether one `syncfs` may stand for many `fsync`s on all of these filesystems.
     pub syncfs: bool,
-    _state: Locked,
+    /// The state.
+    pub state: Locked,
 }
 
 impl Session {
@@ -146,7 +147,7 @@ impl Session {
             opening,
             suspect_until,
             syncfs,
-            _state: state,
+            state,
         };
         Ok((session, ledger))
     }

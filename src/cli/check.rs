@@ -199,6 +199,15 @@ impl Report {
                     path: Some(directory.path.clone()),
                 });
             }
+            let least = settings.min_free_bytes;
+            if directory.role != "input"
+                && let Some(free) = directory.free_bytes.filter(|&free| free < least)
+            {
+                warnings.push(format!(
+                    "{path}: {free} bytes are free, fewer than min_free_bytes ({least}): intake \
+                     pauses until there are more"
+                ));
+            }
             if let Some(kind) = directory.filesystem.as_ref().filter(|kind| kind.network) {
                 warnings.push(match directory.role {
                     "input" => format!(
@@ -322,7 +331,11 @@ impl Directory {
             directory.free_inodes = Some(space.f_favail).filter(|_| space.f_files > 0);
         }
         if directory.exists {
-            directory.writable = probe::writable(path).into();
+            directory.writable = match probe::writable(path) {
+                // A full disk stops intake, not a start.
+                Err(error) if crate::pipeline::is_no_room(&error) => Ability::Unknown,
+                writable => writable.into(),
+            };
             directory.unnamed_files = Ability::unless(settings.disable.tmpfile, || {
                 probe::unnamed_file(path).into()
             });

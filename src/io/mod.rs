@@ -12,8 +12,10 @@ pub mod lock;
 pub mod open;
 pub mod probe;
 pub mod read_engine;
+pub mod reserve;
 pub mod stat;
 
 pub use clock::Clock;
 pub use disk::{Disk, RealDisk};
+pub use reserve::Reserve;
 pub use stat::{FileStat, Identity, Timestamp};

@@ -98,12 +98,22 @@ pub fn filesystem(path: &Path) -> io::Result<FsKind> {
 /// # Errors
 /// A directory that is missing or cannot be written.
 pub fn rename_works(input: &Path, warehouse: &Path) -> io::Result<bool> {
-    let (here, _) = ProbeFile::new(input)?;
+    let here = match ProbeFile::new(input) {
+        Ok((here, _)) => here,
+        // Nobody can try on a full disk. A rename that does not work after all sends each file back to be copied.
+        Err(error) if crate::pipeline::is_no_room(&error) => {
+            let device = |path| rustix::fs::stat(path).map(|seen| seen.st_dev);
+            return Ok(device(input)? == device(warehouse)?);
+        }
+        Err(error) => return Err(error),
+    };
     let there = ProbeFile::of(warehouse);
     match rustix::fs::renameat_with(CWD, &here.0, CWD, &there.0, RenameFlags::NOREPLACE) {
         Ok(()) => Ok(true),
         // Some filesystems rename, but not without replacing.
         Err(Errno::XDEV | Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => Ok(false),
+        // One filesystem, or it would have said so first.
+        Err(Errno::NOSPC | Errno::DQUOT) => Ok(true),
         Err(error) => Err(error.into()),
     }
 }

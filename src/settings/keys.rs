@@ -64,6 +64,8 @@ pub enum Kind {
         /// The least.
         min: f64,
     },
+    /// A number of bytes, with or without a unit.
+    Bytes,
     /// One of a few words.
     Choice(fn() -> Vec<PossibleValue>),
     /// The end of a sidecar's name.
@@ -299,6 +301,13 @@ pub static KEYS: &[Key] = &[
         "FORMAT",
         "Shape of the log lines",
     ),
+    of_flow(
+        "min_free_bytes",
+        Kind::Bytes,
+        &["0"],
+        "SIZE",
+        "Pause while less than this is free for warehouse, manifests or state: 4096, 500MB, 1GiB",
+    ),
     hidden(of_flow(
         "batch_files",
         Kind::Files {
@@ -368,6 +377,10 @@ impl Kind {
                     "it is a number of seconds from {min} to {SECONDS_MAX} (a day)"
                 )),
             },
+            Self::Bytes => text
+                .parse::<super::size::ByteSize>()
+                .map(drop)
+                .map_err(String::from),
             Self::Choice(values) => {
                 let values = values();
                 if values.iter().any(|value| value.matches(text, false)) {
@@ -397,6 +410,9 @@ impl Kind {
                     absolute(Path::new(word)).to_string_lossy().into()
                 }
                 Self::Switch => Value::Bool(text == "true"),
+                Self::Bytes => text
+                    .parse()
+                    .map_or_else(|_| text.into(), |size: super::size::ByteSize| size.0.into()),
                 Self::Readers | Self::Files { .. } | Self::Seconds { .. } => text
                     .parse::<u64>()
                     .map(Value::from)

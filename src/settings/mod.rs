@@ -15,6 +15,7 @@ mod overlap;
 mod raw;
 mod resolve;
 mod rules;
+mod size;
 #[cfg(test)]
 mod tests;
 
@@ -66,6 +67,8 @@ pub struct Settings {
     pub log_level: LogLevel,
     /// Shape of the log lines.
     pub log_format: LogFormat,
+    /// Bytes that stay free on the filesystems of warehouse, manifests and state; 0: none.
+    pub min_free_bytes: u64,
     /// Most files in one commit.
     pub batch_files: usize,
     /// Kernel features to do without (`RINGEST_DISABLE`), for tests and for the careful.

@@ -116,6 +116,10 @@ impl RawSettings {
             metrics_interval: merged.of_flow("metrics_interval")?.seconds()?,
             log_level: merged.of_flow("log_level")?.parse()?,
             log_format: merged.of_flow("log_format")?.parse()?,
+            min_free_bytes: merged
+                .of_flow("min_free_bytes")?
+                .parse::<super::size::ByteSize>()?
+                .0,
             batch_files: merged.of_flow("batch_files")?.parse()?,
             disable,
             sources: inputs

@@ -114,6 +114,7 @@ fn nothing_said_gives_the_defaults_of_the_design() {
     assert_eq!(settings.concurrency, Concurrency::Auto);
     assert_eq!(settings.rescan, Duration::from_secs(60));
     assert_eq!(settings.metrics_interval, Duration::from_secs(10));
+    assert_eq!(settings.min_free_bytes, 0);
     assert_eq!(settings.batch_files, 4096);
     assert_eq!(
         (settings.log_level, settings.log_format),
@@ -164,7 +165,7 @@ fn a_flag_wins_over_the_environment_that_over_a_block_that_over_the_file_that_ov
 
 #[test]
 fn each_block_has_its_own_values_and_flags_apply_to_all() {
-    let text = "stability_seconds = 0.5\nbatch_files = 7\nconcurrency = 3\n\
+    let text = "stability_seconds = 0.5\nbatch_files = 7\nconcurrency = 3\nmin_free_bytes = '1GiB'\n\
         [[source]]\nname = 'a'\ninput = '$ROOT/a'\nmode = 'closed'\nrecursive = true\n\
         [[source]]\ninput = '$ROOT/b'\nstability_seconds = 2\ninclude = ['*.csv', 'x/*']\n";
     let place = Place::new().without("RINGEST_INPUT").file("r.toml", text);
@@ -184,19 +185,21 @@ fn each_block_has_its_own_values_and_flags_apply_to_all() {
     assert_eq!(b.stability, Duration::from_secs(2));
     assert_eq!([a.empty, b.empty], [EmptyPolicy::Hold; 2]);
     assert!(a.include.is_none() && b.include.is_some());
+    assert_eq!(settings.min_free_bytes, 1 << 30);
     assert_eq!(settings.batch_files, 7);
     assert_eq!(settings.concurrency.to_string(), "3");
 }
 
 #[test]
 fn json_is_known_by_its_name_or_by_its_first_byte() {
-    let text = r#" {"batch_files": 9, "source": [{"input": "$ROOT/a", "lease": "off"}]}"#;
+    let text = r#" {"batch_files": 9, "min_free_bytes": 4096, "source": [{"input": "$ROOT/a", "lease": "off"}]}"#;
     for name in ["r.json", "r.conf"] {
         let loaded = Place::new()
             .without("RINGEST_INPUT")
             .file(name, text)
             .loaded();
         assert_eq!(loaded.settings.batch_files, 9);
+        assert_eq!(loaded.settings.min_free_bytes, 4096);
         assert_eq!(loaded.settings.sources[0].lease, LeasePolicy::Off);
     }
 }
@@ -303,6 +306,8 @@ fn values_outside_their_limits_are_refused_with_the_limits() {
         ("stability_seconds", "86401", "from 0 to 86400"),
         ("rescan_seconds", "0.05", "from 0.1 to 86400"),
         ("metrics_interval", "0", "from 0.1 to 86400"),
+        ("min_free_bytes", "1G", "4096, 500MB, 1GiB"),
+        ("min_free_bytes", "-1", "4096, 500MB, 1GiB"),
         ("batch_files", "0", "from 1 to 65536"),
         ("batch_files", "65537", "from 1 to 65536"),
         ("sidecar_suffix", "ok", "begins with a '.'"),

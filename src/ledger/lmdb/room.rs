@@ -30,8 +30,11 @@ const ROW_BYTES: u64 = 1536;
 const NAME_COPIES: u64 = 5;
 /// Pages of one commit whatever is in it: `meta`, the table of tables, and the two lists of free pages.
 const COMMIT_PAGES: u64 = 24;
-/// Commits that one reservation is for: A, B, what is noted after B, and the length of the file.
-const COMMITS: u64 = 4;
+/// Commits that one reservation is for: A, B, what is noted after B, the length of the file; and those of an end and a
+/// start.
+const COMMITS: u64 = 8;
+/// Pages that a start makes sure of, in place of all the above: what the session before kept for it.
+const START_PAGES: u64 = 2 * COMMIT_PAGES;
 /// Bytes of LMDB's table of readers, with some to spare. It is mapped: a hole in it on a full disk is a SIGBUS.
 const LOCK_BYTES: u64 = 16 << 10;
 
@@ -103,10 +106,15 @@ fn pages_at_most(trees: &Trees, earlier: u64, arrivals: u64, names: u64, lines: 
 }
 
 impl Lmdb {
-    /// Room for the commits of a start and an end that has nothing to recover. Blocks allocated by the session before
-    /// are still there; so this finds a full disk only under a ledger that never was written to since.
+    /// Room for the commits of a start and an end that have nothing to recover. The session before kept blocks for
+    /// them, so a full disk does not keep a ledger that was in use from starting; intake then pauses.
     pub(super) fn make_room_for_a_start(&mut self) -> Result<(), Failure> {
-        self.make_room(0, 0, 0)?.map_err(|error| {
+        let trees = self.trees()?;
+        let mut made = self.allocate_pages(&trees, pages_at_most(&trees, 0, 0, 0, 0))?;
+        if made.is_err() {
+            made = self.allocate_pages(&trees, START_PAGES)?;
+        }
+        made.map_err(|error| {
             Failure::io(
                 "make room for the next commits of the ledger in",
                 &self.dir,
@@ -122,47 +130,56 @@ impl Lmdb {
         names: u64,
         lines: u64,
     ) -> Result<io::Result<()>, Failure> {
-        let Some(file) = &self.file else {
-            return Ok(Ok(()));
-        };
         let trees = self.trees()?;
         let pages = pages_at_most(&trees, self.room.earlier, arrivals, names, lines);
+        let made = self.allocate_pages(&trees, pages)?;
+        if made.is_ok() {
+            self.room.earlier = arrivals;
+        }
+        Ok(made.map_err(|error| {
+            let full = format!("{}: {error}", self.dir.display());
+            io::Error::new(error.kind(), full)
+        }))
+    }
+
+    /// Makes sure of blocks for so many pages after the last one. The inner error is want of room.
+    fn allocate_pages(&mut self, trees: &Trees, pages: u64) -> Result<io::Result<()>, Failure> {
+        match self.try_to_allocate(trees, pages) {
+            Err(error) if !is_no_room(&error) => {
+                Err(Failure::io("make room in the ledger in", &self.dir, &error))
+            }
+            made => Ok(made),
+        }
+    }
+
+    fn try_to_allocate(&mut self, trees: &Trees, pages: u64) -> io::Result<()> {
+        let Some(file) = &self.file else {
+            return Ok(());
+        };
         let bytes = pages * self.page_bytes;
         let end = (trees.last_page + 1) * self.page_bytes + bytes;
-        let failed = |error: io::Error| match is_no_room(&error) {
-            true => Ok(Err(error)),
-            false => Err(Failure::io("make room in the ledger in", &self.dir, &error)),
-        };
         let in_place = match self.room.in_place {
             Some(in_place) => in_place,
-            None => match rustix::fs::fstatfs(file) {
-                Ok(seen) => IN_PLACE.contains(&(seen.f_type as u64 & 0xffff_ffff)),
-                Err(error) => return failed(error.into()),
-            },
+            None => IN_PLACE.contains(&(rustix::fs::fstatfs(file)?.f_type as u64 & 0xffff_ffff)),
         };
         self.room.in_place = Some(in_place);
-        if !in_place || end > self.room.allocated_to {
-            let seen = match rustix::fs::fstatvfs(file) {
-                Ok(seen) => seen,
-                Err(error) => return failed(error.into()),
-            };
-            let free = seen.f_bavail.saturating_mul(seen.f_frsize);
-            if !in_place && free < bytes {
-                return failed(Errno::NOSPC.into());
-            }
-            if end > self.room.allocated_to {
-                let ahead = if free >= PLENTY_BYTES { AHEAD_BYTES } else { 0 };
-                // The first time from the beginning: a ledger that was copied back may have holes anywhere.
-                let from = self.room.allocated_to;
-                // What a failed attempt got stays, so that the next one needs less.
-                if let Err(error) = allocate(file, from, end + ahead - from) {
-                    return failed(error);
-                }
-                self.room.allocated_to = end + ahead;
-            }
+        if in_place && end <= self.room.allocated_to {
+            return Ok(());
         }
-        self.room.earlier = arrivals;
-        Ok(Ok(()))
+        let seen = rustix::fs::fstatvfs(file)?;
+        let free = seen.f_bavail.saturating_mul(seen.f_frsize);
+        if !in_place && free < bytes {
+            return Err(Errno::NOSPC.into());
+        }
+        if end > self.room.allocated_to {
+            let end = end + if free >= PLENTY_BYTES { AHEAD_BYTES } else { 0 };
+            // The first time from the beginning: a ledger that was copied back may have holes anywhere. What a failed
+            // attempt got stays, so that the next one needs less.
+            let from = self.room.allocated_to;
+            allocate(file, from, end - from)?;
+            self.room.allocated_to = end;
+        }
+        Ok(())
     }
 
     fn trees(&self) -> Result<Trees, Failure> {

@@ -22,7 +22,7 @@ use rustix::event::{PollFd, PollFlags};
 use rustix::fs::{FileType, Timespec};
 
 use crate::failure::{Exit, Failure};
-use crate::io::{FileStat, clock, open, stat};
+use crate::io::{FileStat, Reserve, clock, open, stat};
 use crate::observe::events;
 use crate::observe::metrics::{Count, Metrics, Stage};
 use crate::pipeline::queue::Queue;
@@ -48,7 +48,7 @@ const FULL_QUEUE_POLL: Duration = Duration::from_millis(1);
 /// How often a paused intake tries again.
 const PAUSE_REST: Duration = Duration::from_secs(1);
 /// With `--once`: how long a pause may last.
-const ONCE_PAUSE_MAX: Duration = Duration::from_secs(60);
+pub const ONCE_PAUSE_MAX: Duration = Duration::from_secs(60);
 /// With `--once`: how long a file may change or be held open at least, before it is left.
 const ONCE_PATIENCE_MIN: Duration = Duration::from_secs(10);
 /// How often the age of the oldest file is worked out, and the end of `--once` looked for.
@@ -64,6 +64,8 @@ pub struct DiscovererParts {
     pub verdicts: Arc<Verdicts>,
     /// Files to leave alone.
     pub kept: Arc<KeptSet>,
+    /// What is to stay free.
+    pub reserve: Arc<Reserve>,
     /// Numbers.
     pub metrics: Arc<Metrics>,
     /// Set to stop intake.
@@ -88,6 +90,9 @@ pub struct Discoverer {
     /// Set when a scan has to follow soon: hints were dropped.
     make_up: bool,
     pause: Option<Pause>,
+    /// Where less is free than is to stay free.
+    short: Option<PathBuf>,
+    next_look_at_reserve: Instant,
     /// With `--once`: whether the last look around has been taken.
     looked_around: bool,
     next_bookkeeping: Instant,
@@ -153,6 +158,8 @@ impl Discoverer {
             next_rescan: now,
             make_up: false,
             pause: None,
+            short: None,
+            next_look_at_reserve: now,
             looked_around: false,
             next_bookkeeping: now,
             parts,
@@ -753,7 +760,33 @@ impl Discoverer {
 
     // ---- what is handed on ----
 
+    /// Pauses while less is free than is to stay free. Looks while there is something to hand on, or to wait for.
+    fn watch_reserve(&mut self) {
+        let now = Instant::now();
+        let idle = self.ready.is_empty() && self.pause.is_none();
+        if idle || now < self.next_look_at_reserve {
+            return;
+        }
+        self.next_look_at_reserve = now + PAUSE_REST;
+        let reserve = Arc::clone(&self.parts.reserve);
+        match reserve.shortage() {
+            None => {
+                if self.short.take().is_some() {
+                    self.resume();
+                }
+            }
+            // Its numbers change all the time; only another place is news.
+            Some((path, _)) if self.short.as_deref() == Some(path) => {}
+            Some((path, reason)) => {
+                self.short = Some(path.to_path_buf());
+                self.pause_intake(&reason, now);
+            }
+        }
+    }
+
     fn hand_on(&mut self) {
+        self.watch_reserve();
+        let short = self.short.is_some();
         if let Some(pause) = &mut self.pause {
             let now = Instant::now();
             if now < pause.retry_at {
@@ -761,6 +794,9 @@ impl Discoverer {
             }
             // One file finds out whether there is room again.
             pause.retry_at = now + PAUSE_REST;
+            if short {
+                return;
+            }
             if self.in_flight == 0 && !self.entries.iter().any(finds_out_about_room) {
                 // Those that could have are gone or changing. The next that is found does.
                 self.resume();
@@ -781,7 +817,11 @@ impl Discoverer {
         }
     }
 
+    /// Files that wait for a reader come back; those that have been read do so when they find no room.
     fn pause_intake(&mut self, reason: &str, now: Instant) {
+        while let Some(candidate) = self.parts.candidates.try_pop() {
+            self.ready.push_back(candidate);
+        }
         if self.parts.metrics.pause(reason) {
             events::intake_paused(reason);
         }
@@ -795,6 +835,9 @@ impl Discoverer {
     }
 
     fn resume(&mut self) {
+        if self.short.is_some() {
+            return;
+        }
         self.pause = None;
         if self.parts.metrics.resume() {
             events::intake_resumed();

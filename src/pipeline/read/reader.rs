@@ -20,7 +20,7 @@ use rustix::io::Errno;
 use crate::failure::Failure;
 use crate::io::disk::Handle;
 use crate::io::read_engine::{ReadDone, ReadEngine};
-use crate::io::{Disk, FileStat, Identity, RealDisk, Timestamp, clock, lease, open, stat};
+use crate::io::{Disk, FileStat, Identity, RealDisk, Reserve, Timestamp, clock, lease, open, stat};
 use crate::observe::events;
 use crate::observe::metrics::{Metrics, Stage};
 use crate::pipeline::queue::Queue;
@@ -37,6 +37,8 @@ const FILES_IN_FLIGHT: usize = 8;
 const READS_PER_FILE: usize = 2;
 /// A file above this many bytes is large: a reader works on one of them at a time, beside its small ones.
 const LARGE_BYTES: u64 = 8 << 20;
+/// From this many bytes on, a copy is not begun that would leave too little free.
+const WEIGHED_BYTES: u64 = 1 << 20;
 /// Bytes of one read. Larger ones leave the cache between kernel and hash.
 const READ_BYTES: usize = 256 << 10;
 /// Without a lease, a change within this time before the read may carry the same time stamp as one after it: file
@@ -59,6 +61,8 @@ pub struct ReaderShared {
     pub staged: Arc<Queue<Staged<Handle>>>,
     /// Root of the warehouse, on whose filesystem copies are made.
     pub warehouse: Arc<OwnedFd>,
+    /// What is to stay free there.
+    pub reserve: Arc<Reserve>,
     /// How to read.
     pub io: IoChoice,
     /// Whether unnamed files may be used for copies.
@@ -206,7 +210,11 @@ impl Reader {
             shared.large.try_pop()
         };
         if let Some(candidate) = left {
-            return Next::Candidate(candidate);
+            // What was left there is not read during a pause; the discoverer sends one file to find out about room.
+            let Some(reason) = shared.metrics.pause_reason() else {
+                return Next::Candidate(candidate);
+            };
+            candidate.ticket.close(Fate::NoRoom(reason));
         }
         if self.slots.iter().all(Option::is_none) {
             shared.idle.fetch_add(1, Ordering::AcqRel);
@@ -296,6 +304,13 @@ impl Reader {
                 .map_err(|error| Leave::Failed("drop the cache of", error.into()))?;
         }
         let copy = if input.copy || candidate.copy {
+            // Small ones cannot miss the reserve by much before the discoverer sees it.
+            let size = before.identity.size;
+            if size >= WEIGHED_BYTES
+                && let Some(reason) = self.shared.reserve.refuses_copy(size)
+            {
+                return Err(Leave::With(Fate::NoRoom(reason)));
+            }
             let warehouse = &*self.shared.warehouse;
             let target = CopyTarget::create(warehouse, &before, self.shared.unnamed_copies)
                 .map_err(|error| no_room_or("make in the warehouse a copy of", error))?;

@@ -19,10 +19,15 @@ use super::{BatchDirs, Item, Recorder, Root, layout};
 /// How long a file rests after an error that concerned only it.
 pub(super) const ERROR_REST: Duration = Duration::from_secs(1);
 
+/// Whether nothing can be placed for now, and nothing is broken.
+pub(super) fn is_full(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    is_no_room(error) || Errno::from_io_error(error) == Some(Errno::ROFS)
+}
+
 /// What an error of changing the warehouse means for a file.
 pub(super) fn fate_of(error: &io::Error, operation: &str, path: &Path) -> Fate {
-    use rustix::io::Errno;
-    if is_no_room(error) || Errno::from_io_error(error) == Some(Errno::ROFS) {
+    if is_full(error) {
         return Fate::NoRoom(format!("cannot {operation} {}: {error}", path.display()));
     }
     let remedy =

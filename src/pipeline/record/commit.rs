@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use crate::failure::Failure;
+use crate::failure::{Exit, Failure};
 use crate::io::Disk;
 use crate::ledger::{
     Commit, Kept, Ledger, Outcome, Owed, OwedKind, PendingLines, Placement, Record, RecordState,
@@ -225,6 +225,20 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
         while let Err(reason) = self.try_reserve(hour, needs.lines > 0, &needs)? {
             self.wait_for_room(&reason)?;
         }
+        self.go_on();
+        Ok(())
+    }
+
+    /// The same for what earlier sessions left: numbers without a record, and debts, of which some may turn into files
+    /// that are kept.
+    pub(super) fn wait_for_ledger(&mut self, rows: usize, names: usize) -> Result<(), Failure> {
+        if rows == 0 {
+            return Ok(());
+        }
+        while let Err(error) = self.ledger.reserve(rows, names as u64, 0)? {
+            self.wait_for_room(&format!("no room for the ledger: {error}"))?;
+        }
+        self.go_on();
         Ok(())
     }
 
@@ -389,6 +403,7 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
                 Ok(end) => {
                     self.later.synced = Some(end);
                     self.later_waits = true;
+                    self.go_on();
                     return Ok(());
                 }
                 Err(error) => {
@@ -413,8 +428,26 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
         if self.stop.load(Ordering::Acquire) {
             return Err(Failure::stopped());
         }
+        if self.pause_max.is_some_and(|most| self.waited >= most) {
+            return Err(Failure::new(
+                Exit::Io,
+                "finish what was begun in",
+                &self.warehouse.path,
+                reason,
+                "free space; nothing is lost, start again afterwards",
+            ));
+        }
         self.clock.rest(FULL_DISK_REST);
+        self.waited += FULL_DISK_REST;
         Ok(())
+    }
+
+    /// There is room again.
+    fn go_on(&mut self) {
+        let waited = std::mem::take(&mut self.waited);
+        if !waited.is_zero() && self.metrics.resume() {
+            events::intake_resumed();
+        }
     }
 
     /// Tells everyone who waits.

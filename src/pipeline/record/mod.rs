@@ -18,7 +18,7 @@ use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, RwLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::failure::{Exit, Failure};
 use crate::io::{Clock, Disk, Identity};
@@ -105,6 +105,8 @@ pub struct RecorderParts<D: Disk, L: Ledger> {
     pub suspect: bool,
     /// Set when ringest is asked to stop: then nobody waits for room any longer.
     pub stop: Arc<AtomicBool>,
+    /// How long it may wait for room; `None`: as long as it takes.
+    pub pause_max: Option<Duration>,
 }
 
 /// The recorder.
@@ -121,6 +123,9 @@ pub struct Recorder<D: Disk, L: Ledger> {
     batch_files: usize,
     suspect: bool,
     stop: Arc<AtomicBool>,
+    pause_max: Option<Duration>,
+    /// How long it has waited for room by now.
+    waited: Duration,
     uuid: String,
     next_seq: u64,
     last_time_micros: i64,
@@ -175,6 +180,8 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
             batch_files: parts.batch_files,
             suspect: parts.suspect,
             stop: parts.stop,
+            pause_max: parts.pause_max,
+            waited: Duration::ZERO,
             uuid: opening.uuid.clone(),
             next_seq: opening.next_seq,
             last_time_micros: opening.last_time_micros,
@@ -352,6 +359,6 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
 }
 
 /// The time between two points, for the histograms.
-fn between(from: Instant, to: Instant) -> std::time::Duration {
+fn between(from: Instant, to: Instant) -> Duration {
     to.saturating_duration_since(from)
 }

@@ -15,7 +15,7 @@ use crate::observe::events;
 use crate::pipeline::{Fate, Waiting};
 use crate::trial::{mutants, points};
 
-use super::classify::{fate_of, is_absent};
+use super::classify::{fate_of, is_absent, is_full};
 use super::{BatchDirs, Item, Recorder, Root, layout};
 
 /// Rule of a file that changed after it was placed and whose own name is taken.
@@ -111,6 +111,11 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
             {
                 Fate::NeedsCopy
             }
+            // The same words for every file: it is told once.
+            _ if is_full(error) => Fate::NoRoom(format!(
+                "no room in the warehouse {}: {error}",
+                self.warehouse.path.display()
+            )),
             _ => fate_of(error, "move", &self.source_path(arrival)),
         })
     }

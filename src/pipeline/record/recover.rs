@@ -155,6 +155,8 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
             points::reached("recovery_batch_finished");
         }
         recovery.owed = opening.owed.len() as u64;
+        let names = opening.owed.iter().map(|owed| owed.path.as_os_str().len());
+        self.wait_for_ledger(opening.owed.len(), names.sum())?;
         let paid = self.pay(opening.owed.clone(), &[])?;
         points::reached("recovery_paid");
         self.later.paid.extend(paid.paid);
@@ -418,6 +420,7 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
         if unused.is_empty() || mutants::on("unused_numbers_left") {
             return Ok(());
         }
+        self.wait_for_ledger(unused.len(), 0)?;
         let mut commit = self.take_later();
         commit.records = unused
             .into_iter()

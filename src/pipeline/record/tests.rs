@@ -137,6 +137,7 @@ impl Site {
             batch_files: 100,
             suspect: false,
             stop: Arc::default(),
+            pause_max: None,
         };
         let mut recorder: Recorder<RealDisk, Lmdb> = Recorder::new(parts, &opening);
         let recovered = recorder.recover(&opening).unwrap();
