@@ -92,7 +92,16 @@ impl Session {
             let _ = rustix::fs::unlinkat(&place.dir, MARKER_TEMPORARY, AtFlags::empty());
         }
 
-        let mut ledger = Lmdb::open(&settings.ledger_dir(), settings.durability)?;
+        let ledger_dir = settings.ledger_dir();
+        if !ledger_dir.exists() {
+            // A new ledger would be in the way of the lost one's successor.
+            for place in [&warehouse, &manifests] {
+                if let Some(marker) = read_marker(place)? {
+                    return Err(foreign(place, &marker, "none"));
+                }
+            }
+        }
+        let mut ledger = Lmdb::open(&ledger_dir, settings.durability)?;
         let mut opening = ledger.open_session()?;
         if opening.uuid.is_empty() {
             let uuid = uuid::Uuid::new_v4().simple().to_string();
@@ -153,20 +162,21 @@ impl Session {
     }
 }
 
-fn trusts_syncfs(path: &Path) -> Result<bool, Failure> {
+pub(crate) fn trusts_syncfs(path: &Path) -> Result<bool, Failure> {
     let kind = probe::filesystem(path)
         .map_err(|error| Failure::io("look at the filesystem of", path, &error))?;
     Ok(!kind.overlay && !kind.fuse)
 }
 
-fn config(operation: &str, path: &Path, error: &io::Error) -> Failure {
+pub(crate) fn config(operation: &str, path: &Path, error: &io::Error) -> Failure {
     Failure {
         exit: Exit::Config,
         ..Failure::io(operation, path, error)
     }
 }
 
-fn lock(path: &Path) -> Result<Locked, Failure> {
+/// Locks a directory that is there.
+pub(crate) fn lock(path: &Path) -> Result<Locked, Failure> {
     match lock::lock_dir(path) {
         Ok(Some(dir)) => Ok(Locked {
             dir: Arc::new(dir),
@@ -208,7 +218,8 @@ struct Marker {
     ledger: String,
 }
 
-fn read_marker(place: &Locked) -> Result<Option<String>, Failure> {
+/// The ledger that a directory says it belongs to.
+pub(crate) fn read_marker(place: &Locked) -> Result<Option<String>, Failure> {
     let path = place.path.join(layout::MARKER);
     match std::fs::read(&path) {
         Ok(bytes) => match serde_json::from_slice::<Marker>(&bytes) {
@@ -232,7 +243,8 @@ fn foreign(place: &Locked, marker: &str, own: &str) -> Failure {
         "use",
         &place.path,
         format!("it belongs to ledger {marker}, the state directory holds {own}"),
-        "name the state directory that goes with it (--state-path), or an empty directory",
+        "name the state directory that goes with it (--state-path), or an empty directory; if that state is lost, \
+         `ringest rebuild` makes a new one from warehouse and manifests",
     )
 }
 
