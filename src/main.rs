@@ -30,6 +30,8 @@ fn main() -> ExitCode {
             query,
             json,
         } => report(cli::find::run(&loaded, &query, json)),
+        Command::Rebuild { loaded, deep, json } => report(cli::rebuild::run(&loaded, deep, json)),
+        Command::Backup { loaded, to, json } => report(cli::backup::run(&loaded, &to, json)),
         Command::Verify { loaded, deep, json } => report(cli::verify::run(&loaded, deep, json)),
     }
 }

@@ -47,6 +47,24 @@ pub enum Command {
         /// One JSON object instead of text.
         json: bool,
     },
+    /// Make a new ledger from manifests and warehouse.
+    Rebuild {
+        /// Its settings, as for `run`.
+        loaded: Loaded,
+        /// Read every file again.
+        deep: bool,
+        /// JSON objects instead of text.
+        json: bool,
+    },
+    /// Copy the ledger.
+    Backup {
+        /// Where it is.
+        loaded: Loaded,
+        /// The directory to make.
+        to: PathBuf,
+        /// One JSON object instead of text.
+        json: bool,
+    },
 }
 
 /// Takes files from staging directories into a date-partitioned warehouse, each exactly once.
@@ -105,6 +123,28 @@ enum Subcommands {
         #[arg(long)]
         json: bool,
     },
+    /// Make a new ledger from manifests and warehouse, after the state was lost
+    Rebuild {
+        #[command(flatten)]
+        flags: FlowFlags,
+        /// Read and hash every file again
+        #[arg(long)]
+        deep: bool,
+        /// Print JSON objects
+        #[arg(long)]
+        json: bool,
+    },
+    /// Copy the ledger, also while it is in use, to a directory that can serve as --state-path
+    Backup {
+        #[command(flatten)]
+        flags: StoreFlags,
+        /// The directory to make
+        #[arg(value_name = "DIR")]
+        to: PathBuf,
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -157,6 +197,20 @@ impl Cli {
             Subcommands::Verify { flags, deep, json } => Ok(Command::Verify {
                 loaded: store(raw, flags)?,
                 deep,
+                json,
+            }),
+            Subcommands::Rebuild { flags, deep, json } => {
+                let run = RunArgs {
+                    flags,
+                    once: false,
+                    dry_run: false,
+                };
+                let loaded = flow(raw, run)?;
+                Ok(Command::Rebuild { loaded, deep, json })
+            }
+            Subcommands::Backup { flags, to, json } => Ok(Command::Backup {
+                loaded: store(raw, flags)?,
+                to,
                 json,
             }),
         }
@@ -295,8 +349,9 @@ mod tests {
         for key in KEYS {
             assert!(flags("run").contains(&key.flag()), "{}", key.name);
             assert!(flags("check").contains(&key.flag()), "{}", key.name);
+            assert!(flags("rebuild").contains(&key.flag()), "{}", key.name);
         }
-        for name in ["status", "find", "verify"] {
+        for name in ["status", "find", "verify", "backup"] {
             let mut own = flags(name);
             own.retain(|flag| !["deep", "help"].contains(&&flag[..]));
             own.sort();
@@ -347,6 +402,8 @@ mod tests {
             "ringest run --warehouse=",
             "ringest status --input /in",
             "ringest find",
+            "ringest backup",
+            "ringest rebuild --once",
         ] {
             let error = Cli::try_parse_from(line.split(' ')).unwrap_err();
             assert_eq!(error.exit_code(), 2, "{line}");

@@ -1,9 +1,11 @@
 //! The command line: one file per subcommand, each thin.
 
 pub mod args;
+pub mod backup;
 pub mod check;
 pub mod find;
 pub mod plan;
+pub mod rebuild;
 pub mod run;
 pub mod status;
 pub mod verify;

@@ -305,6 +305,12 @@ impl Disk for RealDisk {
 }
 
 impl RealDisk {
+    /// Cuts a file off, durably. Nothing that runs does this: it is for what a crash tore.
+    pub fn cut(&self, file: &Handle, length: u64) -> io::Result<()> {
+        rustix::fs::ftruncate(file, length)?;
+        self.fsync(file.as_fd())
+    }
+
     fn fsync(&self, fd: BorrowedFd<'_>) -> io::Result<()> {
         if !self.durable {
             return Ok(());

@@ -248,6 +248,60 @@ impl Lmdb {
         }
     }
 
+    /// Copies this ledger, as it is at one moment, into `dir`, which it makes. Works beside a running instance. Returns
+    /// the copy and its length in bytes.
+    pub fn copy_to(&self, dir: &Path) -> Result<(Lmdb, u64), Failure> {
+        let data = dir.join("data.mdb");
+        let failed = |error: io::Error| Failure::io("copy the ledger to", &data, &error);
+        crate::io::open::make_dirs(dir).map_err(failed)?;
+        let file = self
+            .env
+            .copy_to_path(&data, heed::CompactionOption::Enabled)
+            .map_err(|error| match error {
+                heed::Error::Io(error) => failed(error),
+                error => damaged(&self.dir, "copy the ledger in", &error),
+            })?;
+        let bytes = file.metadata().map_err(failed)?.len();
+        drop(file);
+        // The copy is shorter than the original noted.
+        let mut copy = Lmdb::open_there(dir, Durability::Full)?;
+        copy.keep_headroom()?;
+        copy.sync()?;
+        Ok((copy, bytes))
+    }
+
+    /// Makes everything durable, whatever was written without a sync.
+    pub fn sync(&self) -> Result<(), Failure> {
+        let failed = |error: io::Error| Failure::sync("sync the ledger in", &self.dir, &error);
+        self.env.force_sync().map_err(|error| Failure {
+            suspect: true,
+            ..damaged(&self.dir, "sync the ledger in", &error)
+        })?;
+        if let Some(file) = &self.file {
+            file.sync_all().map_err(failed)?;
+        }
+        crate::io::open::sync_dir(&self.dir).map_err(failed)
+    }
+
+    /// Removes a ledger that nobody has opened, if there is one.
+    pub fn remove(dir: &Path) -> Result<(), Failure> {
+        match std::fs::remove_dir_all(dir) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(Failure::io("remove", dir, &error))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Gives a directory with a whole and durable ledger its place, where there is nothing or an empty directory.
+    pub fn move_into_place(made: &Path, place: &Path) -> Result<(), Failure> {
+        std::fs::rename(made, place)
+            .map_err(|error| Failure::io("give the ledger its place at", place, &error))?;
+        let parent = place.parent().unwrap_or(place);
+        crate::io::open::sync_dir(parent)
+            .map_err(|error| Failure::sync("sync the directory", parent, &error))
+    }
+
     fn open_to_read(dir: &Path, flags: EnvFlags) -> Result<Lmdb, Failure> {
         if !dir.exists() {
             return Err(Failure::new(
@@ -714,6 +768,14 @@ impl Ledger for Lmdb {
                 RecordState::Void => None,
             })
             .max();
+        // A rebuilt ledger gets its records out of order.
+        let time = match time {
+            Some(time) => {
+                let known = self.meta::<u64>(meta::LAST_TIME)?;
+                Some((time as u64).max(known.unwrap_or(0)))
+            }
+            None => None,
+        };
         self.write("commit records to the ledger in", |txn, tables| {
             // Recovery may record numbers out of order; everything else comes at the end of the table.
             let last = tables.records.last(txn)?.map(|(key, _)| key.to_vec());
@@ -794,7 +856,6 @@ impl Ledger for Lmdb {
                     .put(txn, meta::CLEAN, &u64::from(clean).encode())?;
             }
             if let Some(time) = time {
-                let time = time as u64;
                 tables.meta.put(txn, meta::LAST_TIME, &time.encode())?;
             }
             tables

@@ -181,7 +181,7 @@ pub fn staging(ledger: &Lmdb, snapshot: &Snapshot, report: &mut Report) -> Resul
 
 /// The sequence number in a name of [`layout::leaving_name`], and whether it is a sidecar's. The outer `None`: it is not
 /// such a name; the inner: it says nothing.
-fn leaving(name: &OsStr, prefix: &str) -> Option<Option<(u64, bool)>> {
+pub(crate) fn leaving(name: &OsStr, prefix: &str) -> Option<Option<(u64, bool)>> {
     let rest = name.to_str()?.strip_prefix(prefix)?;
     let (seq, sidecar) = match rest.strip_suffix(".sidecar") {
         Some(seq) => (seq, true),

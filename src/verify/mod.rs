@@ -15,11 +15,11 @@
 //!
 //! Memory: one 64-bit hash for each file in the warehouse, and nothing else that grows with the number of records.
 
-mod leftovers;
+pub(crate) mod leftovers;
 mod manifest;
 #[cfg(test)]
 mod tests;
-mod warehouse;
+pub(crate) mod warehouse;
 
 use std::fmt;
 use std::io;

@@ -44,6 +44,26 @@ pub fn hour(time_micros: i64) -> i64 {
     time_micros.div_euclid(MICROS_PER_HOUR)
 }
 
+/// Whether a name is that of a date partition.
+pub fn is_partition(name: &OsStr) -> bool {
+    let date = name
+        .to_str()
+        .and_then(|name| name.strip_prefix("ingest_date="));
+    date.is_some_and(|date| date.len() == 10 && date.parse::<jiff::civil::Date>().is_ok())
+}
+
+/// The hour whose manifest has this path: the inverse of [`manifest_path`].
+pub fn hour_of(manifest: &Path) -> Option<i64> {
+    let mut parts = manifest.to_str()?.split('/');
+    let mut number = || parts.next()?.parse::<i16>().ok();
+    let (year, month, day, hours) = (number()?, number()?, number()?, number()?);
+    let small = |number: i16| i8::try_from(number).ok();
+    let time = jiff::civil::DateTime::new(year, small(month)?, small(day)?, small(hours)?, 0, 0, 0);
+    let time = time.ok()?.to_zoned(TimeZone::UTC).ok()?;
+    let found = hour(time.timestamp().as_microsecond());
+    (manifest_path(found) == manifest).then_some(found)
+}
+
 /// The path of an hour's manifest beneath the manifests directory.
 pub fn manifest_path(hour: i64) -> PathBuf {
     let time = timestamp(hour * MICROS_PER_HOUR).to_zoned(TimeZone::UTC);
@@ -60,6 +80,12 @@ pub fn manifest_path(hour: i64) -> PathBuf {
 /// RFC 3339 in UTC, with microseconds.
 pub fn rfc3339(time_micros: i64) -> String {
     format!("{:.6}", timestamp(time_micros))
+}
+
+/// The time that [`rfc3339`] writes so.
+pub fn time_micros(text: &str) -> Option<i64> {
+    let time: Timestamp = text.parse().ok()?;
+    Some(time.as_microsecond())
 }
 
 fn timestamp(time_micros: i64) -> Timestamp {
@@ -79,6 +105,28 @@ pub fn candidate_names(name: &OsStr, digest: &Digest, seq: u64) -> impl Iterator
         3 => with_infix(&name, &hex),
         _ => with_infix(&name, &format!("{hex}.{seq}")),
     })
+}
+
+/// The name with which new content came that entered its partition as `placed`, as far as that can be told.
+pub fn original_name(placed: &OsStr, digest: &Digest) -> OsString {
+    let hex = data_encoding::HEXLOWER.encode(digest);
+    for infix in [&hex[..], &hex[..16], &hex[..8]] {
+        let infix = format!(".{infix}");
+        let bytes = placed.as_bytes();
+        let at = bytes
+            .windows(infix.len())
+            .rposition(|window| window == infix.as_bytes());
+        let Some(at) = at.filter(|&at| at > 0) else {
+            continue;
+        };
+        let name = [&bytes[..at], &bytes[at + infix.len()..]].concat();
+        let name = OsString::from_vec(name);
+        // Only if it is what the clash would have made of it.
+        if candidate_names(&name, digest, 0).any(|candidate| candidate == placed) {
+            return name;
+        }
+    }
+    placed.to_os_string()
 }
 
 /// The names under which a file may be set aside: its own, then with its sequence number.
@@ -182,6 +230,43 @@ mod tests {
             ]
         );
         assert_eq!(names("plain")[1], "plain.abababab");
+    }
+
+    #[test]
+    fn a_name_that_grew_is_told_from_one_that_came_so() {
+        let digest = [0xab; 32];
+        for name in ["a.tar.gz", "plain", ".hidden", "x.abababab"] {
+            for placed in candidate_names(OsStr::new(name), &digest, 7).take(4) {
+                let original = original_name(&placed, &digest);
+                let grown_by_chance = name == "x.abababab" && placed == name;
+                assert!(
+                    original == name || grown_by_chance,
+                    "{placed:?}: {original:?}"
+                );
+            }
+        }
+        assert_eq!(
+            original_name(OsStr::new("a.cdcdcdcd.gz"), &digest),
+            "a.cdcdcdcd.gz"
+        );
+    }
+
+    #[test]
+    fn paths_become_hours_again_and_nothing_else_does() {
+        let time = 1_763_468_159_123_456;
+        assert_eq!(hour_of(&manifest_path(hour(time))), Some(hour(time)));
+        assert_eq!(time_micros(&rfc3339(time)), Some(time));
+        for other in [
+            "2025/11/18/12",
+            "2025/11/18/24/manifest.jsonl",
+            "2025/11/18/12/x",
+            "2025/11/18/1/manifest.jsonl",
+        ] {
+            assert_eq!(hour_of(Path::new(other)), None, "{other}");
+        }
+        assert!(is_partition(OsStr::new("ingest_date=2025-11-18")));
+        assert!(!is_partition(OsStr::new("ingest_date=2025-11-31")));
+        assert!(!is_partition(OsStr::new("_duplicates")));
     }
 
     #[test]

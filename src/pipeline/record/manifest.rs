@@ -1,16 +1,16 @@
 //! The manifest: one JSON object a line, one file an hour. A projection of the ledger: where each line goes and what it
 //! says is fixed there before it is written, so writing it again is harmless.
 
-use std::ffi::OsStr;
-use std::os::unix::ffi::OsStrExt;
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::failure::{Exit, Failure};
-use crate::io::Disk;
-use crate::ledger::{Arrival, Line, ManifestEnd, PendingLines};
+use crate::io::{Disk, Timestamp};
+use crate::ledger::{Arrival, Digest, Line, ManifestEnd, PendingLines};
 use crate::trial::{mutants, points};
 
 use super::dirs::ensure_dir;
@@ -58,6 +58,111 @@ pub fn line(arrival: &Arrival, source: &str, input: &Path, warehouse: &Path) -> 
     .expect("strings and numbers");
     bytes.push(b'\n');
     bytes
+}
+
+/// What a line states.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stated {
+    /// Where the file came from, absolute.
+    pub path: PathBuf,
+    /// SHA-256 of its bytes.
+    pub digest: Digest,
+    /// Device of the source when it was hashed.
+    pub device: u64,
+    /// Inode of the source when it was hashed.
+    pub inode: u64,
+    /// Bytes.
+    pub size: u64,
+    /// Last change of the content.
+    pub mtime: Timestamp,
+    /// The file in the warehouse, absolute.
+    pub placed: PathBuf,
+    /// The number of the arrival.
+    pub seq: u64,
+    /// The name of its source.
+    pub source: String,
+    /// When it was taken, in microseconds since the epoch.
+    pub time_micros: i64,
+}
+
+/// A line's fields as they are read.
+#[derive(Deserialize)]
+struct Fields {
+    path: String,
+    path_b64: Option<String>,
+    sha256: String,
+    device: u64,
+    inode: u64,
+    size: u64,
+    mtime_ns: i128,
+    warehouse_path: String,
+    warehouse_path_b64: Option<String>,
+    seq: u64,
+    source: String,
+    ingested_at: String,
+}
+
+/// Reads a line, newline included: the inverse of [`line`]. The error says what is wrong with it.
+pub fn parse(line: &[u8]) -> Result<Stated, String> {
+    let json = line
+        .strip_suffix(b"\n")
+        .ok_or("it does not end with a newline")?;
+    let fields: Fields = serde_json::from_slice(json).map_err(|error| error.to_string())?;
+    let digest = data_encoding::HEXLOWER
+        .decode(fields.sha256.as_bytes())
+        .ok()
+        .and_then(|digest| digest.try_into().ok())
+        .ok_or("its sha256 is not a SHA-256 in hexadecimal digits")?;
+    let seconds = i64::try_from(fields.mtime_ns.div_euclid(1_000_000_000))
+        .map_err(|_| "its mtime_ns is out of range")?;
+    if fields.seq == 0 {
+        return Err("its seq is 0; the first is 1".into());
+    }
+    Ok(Stated {
+        path: exact_path("path", fields.path, fields.path_b64)?,
+        digest,
+        device: fields.device,
+        inode: fields.inode,
+        size: fields.size,
+        mtime: Timestamp {
+            seconds,
+            nanos: fields.mtime_ns.rem_euclid(1_000_000_000) as u32,
+        },
+        placed: exact_path(
+            "warehouse_path",
+            fields.warehouse_path,
+            fields.warehouse_path_b64,
+        )?,
+        seq: fields.seq,
+        source: fields.source,
+        time_micros: layout::time_micros(&fields.ingested_at)
+            .ok_or("its ingested_at is not a time")?,
+    })
+}
+
+fn exact_path(field: &str, text: String, exact: Option<String>) -> Result<PathBuf, String> {
+    let path = match exact {
+        None => PathBuf::from(text),
+        Some(exact) => {
+            let bytes = data_encoding::BASE64
+                .decode(exact.as_bytes())
+                .map_err(|error| format!("its {field}_b64 is not base64: {error}"))?;
+            let path = PathBuf::from(OsString::from_vec(bytes));
+            if path.to_string_lossy() != text {
+                return Err(format!("its {field} and {field}_b64 differ"));
+            }
+            path
+        }
+    };
+    let plain = path.is_absolute()
+        && path
+            .components()
+            .all(|part| part != std::path::Component::ParentDir)
+        && !path.as_os_str().as_bytes().contains(&0);
+    match plain {
+        true => Ok(path),
+        false => Err(format!("its {field} is not an absolute path")),
+    }
 }
 
 /// The bytes of a path that is not UTF-8, in base64; `None` for all others.
@@ -209,6 +314,11 @@ impl<D: Disk> ManifestWriter<D> {
 
     /// Refuses a manifest that the order of writes makes impossible: longer than promised or shorter than synced.
     pub fn check(&self, disk: &D, synced: Option<ManifestEnd>) -> Result<(), Failure> {
+        if let Some((hour, length)) = self.newest(disk)?
+            && self.end.is_none_or(|end| end.hour < hour)
+        {
+            return Err(beyond(&self.file_path(hour), length, 0));
+        }
         let Some(assigned) = self.end else {
             return Ok(());
         };
@@ -239,6 +349,42 @@ impl<D: Disk> ManifestWriter<D> {
     }
 }
 
+impl<D: Disk> ManifestWriter<D> {
+    /// The hour of the newest manifest that holds anything, and its length. Looks at the newest directories only: one
+    /// made ready for lines that did not come is empty.
+    fn newest(&self, disk: &D) -> Result<Option<(i64, u64)>, Failure> {
+        let failed = |error| Failure::io("look for manifests in", &self.root.path, &error);
+        // Directories to look into, the newest on top.
+        let mut waiting = vec![PathBuf::new()];
+        while let Some(path) = waiting.pop() {
+            let dir = match disk.open_dir(&self.root.dir, &path) {
+                Ok(dir) => dir,
+                // Not a directory, or somebody else's link.
+                Err(error) if super::classify::is_absent(&error) => continue,
+                Err(error) => return Err(failed(error)),
+            };
+            let file = path.join(layout::MANIFEST);
+            if let Some(hour) = layout::hour_of(&file) {
+                let seen = disk
+                    .stat(&dir, OsStr::new(layout::MANIFEST))
+                    .map_err(failed)?;
+                match seen.map_or(0, |seen| seen.identity.size) {
+                    0 => continue,
+                    length => return Ok(Some((hour, length))),
+                }
+            }
+            if path.components().count() == 4 {
+                continue;
+            }
+            let mut names = disk.list(&dir).map_err(failed)?;
+            names.retain(|name| name.as_bytes().iter().all(u8::is_ascii_digit));
+            names.sort_unstable();
+            waiting.extend(names.into_iter().map(|name| path.join(name)));
+        }
+        Ok(None)
+    }
+}
+
 fn beyond(path: &Path, length: u64, assigned: u64) -> Failure {
     let cause = format!("it holds {length} bytes, the ledger gave out only {assigned}");
     impossible(path, cause)
@@ -250,7 +396,8 @@ fn impossible(path: &Path, cause: String) -> Failure {
         "go on with the manifest",
         path,
         cause,
-        "somebody else changed it, or manifests and state do not belong together: restore it, see `ringest verify`",
+        "somebody else changed it, or the state is older than the manifests (a restored backup): restore what belongs \
+         together, or move the ledger away and run `ringest rebuild`; `ringest verify` shows what differs",
     )
 }
 
@@ -258,6 +405,7 @@ fn impossible(path: &Path, cause: String) -> Failure {
 mod tests {
     use super::*;
     use crate::ledger::schema::tests::arrival;
+    use proptest::prelude::*;
     use std::ffi::OsString;
     use std::os::unix::ffi::OsStringExt;
 
@@ -284,5 +432,49 @@ mod tests {
             .decode(entry["path_b64"].as_str().unwrap().as_bytes())
             .unwrap();
         assert_eq!(exact, b"/in/a\xff\n\".csv");
+    }
+
+    proptest! {
+        #[test]
+        fn what_was_written_is_read_again(
+            path in proptest::collection::vec(1u8.., 1..60),
+            seq in 1u64..,
+            seconds in -1_000_000_000_000i64..1_000_000_000_000,
+            nanos in 0u32..1_000_000_000,
+            time_micros in 0i64..4_000_000_000_000_000,
+        ) {
+            let path = PathBuf::from(OsString::from_vec(path.into_iter().map(|byte| match byte {
+                b'/' | b'.' => b'_',
+                byte => byte,
+            }).collect()));
+            let mut arrival = arrival();
+            arrival.path = Path::new("sub").join(&path);
+            arrival.placed = Path::new("ingest_date=2026-01-01/sub").join(&path);
+            arrival.seq = seq;
+            arrival.identity.mtime = Timestamp { seconds, nanos };
+            arrival.time_micros = time_micros;
+            let written = line(&arrival, "na\"me", Path::new("/in"), Path::new("/wh"));
+            let stated = Stated {
+                path: Path::new("/in").join(&arrival.path),
+                digest: arrival.digest,
+                device: 1,
+                inode: 2,
+                size: 3,
+                mtime: arrival.identity.mtime,
+                placed: Path::new("/wh").join(&arrival.placed),
+                seq,
+                source: "na\"me".into(),
+                time_micros,
+            };
+            prop_assert_eq!(parse(&written), Ok(stated));
+            for length in 0..written.len() {
+                prop_assert!(parse(&written[..length]).is_err());
+            }
+        }
+
+        #[test]
+        fn arbitrary_bytes_are_refused_without_a_panic(bytes: Vec<u8>) {
+            prop_assert!(parse(&bytes).is_err());
+        }
     }
 }

@@ -8,7 +8,7 @@ mod commit;
 pub mod dirs;
 pub mod layout;
 pub mod manifest;
-mod owed;
+pub mod owed;
 mod place;
 mod recover;
 #[cfg(test)]

@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::failure::Failure;
 use crate::io::{Disk, FileStat};
@@ -27,15 +27,27 @@ enum Removal {
 }
 
 /// Why a file was set aside, as its `.reason.json` says it.
-#[derive(Serialize)]
-struct Reason<'a> {
-    rule: &'a str,
-    message: String,
-    time: String,
-    sha256: String,
-    seq: u64,
-    path: String,
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Reason {
+    /// The rule it broke; `duplicate` for content that came before.
+    pub rule: String,
+    /// What was wrong, for people.
+    pub message: String,
+    /// When it was taken, in RFC 3339.
+    pub time: String,
+    /// Its digest, in hex.
+    pub sha256: String,
+    /// The number of its arrival.
+    pub seq: u64,
+    /// Where it came from; lossy if that is not UTF-8.
+    pub path: String,
 }
+
+/// The rule of a duplicate.
+pub const DUPLICATE_RULE: &str = "duplicate";
+
+/// What the reason of a duplicate says before the number of the first arrival; a comma follows that.
+pub const SAME_CONTENT_AS: &str = "same content as arrival ";
 
 impl<D: Disk, L: Ledger> Recorder<D, L> {
     /// Does what is owed. The result rides in a later commit, once everything in it is durable.
@@ -198,13 +210,13 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
             Outcome::Ingest => return Ok(Removal::Gone),
             Outcome::Duplicate { of } => {
                 let first = self.first_path(*of);
-                let message = format!("same content as arrival {of}, {}", first.display());
-                ("duplicate", message)
+                let message = format!("{SAME_CONTENT_AS}{of}, {}", first.display());
+                (DUPLICATE_RULE, message)
             }
             Outcome::Quarantine { rule, message } => (rule.as_str(), message.clone()),
         };
         let mut bytes = serde_json::to_vec_pretty(&Reason {
-            rule,
+            rule: rule.to_string(),
             message,
             time: layout::rfc3339(arrival.time_micros),
             sha256: data_encoding::HEXLOWER.encode(&arrival.digest),
