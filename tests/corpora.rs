@@ -12,6 +12,11 @@ fn ledger_values_decode_to_what_encodes_to_the_same_bytes() {
 }
 
 #[test]
+fn a_manifest_line_is_refused_or_written_again_as_it_was() {
+    each_of("manifest", targets::manifest);
+}
+
+#[test]
 fn a_settings_file_is_resolved_or_refused() {
     each_of("settings", targets::settings);
 }

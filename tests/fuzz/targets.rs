@@ -5,10 +5,16 @@
 use std::ffi::OsStr;
 use std::fmt::Debug;
 use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
+use ringest::io::{Identity, Timestamp};
 use ringest::ledger::schema::{VALUE_VERSION, Value};
-use ringest::ledger::{Arrival, Kept, ManifestEnd, Owed, PendingLines, Record, SourceEntry};
+use ringest::ledger::{
+    Arrival, Kept, ManifestEnd, Outcome, Owed, PendingLines, Placement, Record, SourceEntry,
+    SourceId,
+};
 use ringest::pipeline::read::sidecar::claimed_digest;
+use ringest::pipeline::record::manifest;
 use ringest::settings::{Purpose, RawSettings};
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -42,6 +48,37 @@ fn same_bytes<V: Value + Debug>(bytes: &[u8]) {
     if let Ok(value) = V::decode(bytes) {
         assert_eq!(value.encode(), bytes, "{value:?}");
     }
+}
+
+/// A manifest line: refused, or what it states, written again, states the same.
+pub fn manifest(bytes: &[u8]) {
+    let Ok(stated) = manifest::parse(bytes) else {
+        return;
+    };
+    let root = Path::new("/");
+    let beneath = |path: &Path| path.strip_prefix(root).expect("absolute").to_path_buf();
+    let arrival = Arrival {
+        seq: stated.seq,
+        source: SourceId(1),
+        path: beneath(&stated.path),
+        identity: Identity {
+            device: stated.device,
+            inode: stated.inode,
+            size: stated.size,
+            mtime: stated.mtime,
+            ctime: Timestamp::default(),
+        },
+        sidecar: None,
+        digest: stated.digest,
+        key: None,
+        outcome: Outcome::Ingest,
+        placement: Placement::Rename,
+        placed: beneath(&stated.placed),
+        placed_inode: stated.inode,
+        time_micros: stated.time_micros,
+    };
+    let line = manifest::line(&arrival, &stated.source, root, root);
+    assert_eq!(manifest::parse(&line), Ok(stated));
 }
 
 /// A settings file: resolved, or refused with a message that names it.
