@@ -521,12 +521,13 @@ impl Discoverer {
                 }
                 return;
             }
-            // Its timer looks at it soon enough. A close is worth a look, though: the interval begins with it.
+            // Its timer looks at it soon enough; a scan that came between a close and the look at it would put that off
+            // by a whole interval. A close is worth a look, though: the interval begins with it.
             Some(Entry {
                 state: State::Waiting { due: Some(_), .. },
                 ..
-            }) if root.settings.mode == Mode::Stability
-                && !matches!(by, SeenBy::Timer | SeenBy::Finished) =>
+            }) if by == SeenBy::Scan
+                || (by == SeenBy::Created && root.settings.mode == Mode::Stability) =>
             {
                 return;
             }
