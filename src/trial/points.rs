@@ -2,10 +2,11 @@
 //! power.
 //!
 //! `RINGEST_STOP_AT=placed` stops the process (SIGSTOP) when it gets there for the first time, `RINGEST_STOP_AT=placed:3`
-//! at the third. It does not go on: whoever asked kills it. Without the variable a point costs one load.
+//! at the third. It does not go on: whoever asked kills it. `RINGEST_STOP_AT=placed,taken_back` stops it at the first of
+//! them until it is told to go on (SIGCONT), and then at the second. Without the variable a point costs one load.
 
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use rustix::process::{Signal, getpid, kill_process};
@@ -63,6 +64,9 @@ pub const ALL: &[&str] = &[
     "closed",
 ];
 
+/// How long a stop takes at most: the signal may be another thread's to take.
+const STOPPED_AFTER: Duration = Duration::from_millis(200);
+
 struct Wanted {
     point: String,
     left: AtomicU64,
@@ -70,26 +74,34 @@ struct Wanted {
 
 /// Says that the process has got to a point.
 pub fn reached(point: &'static str) {
-    static WANTED: OnceLock<Option<Wanted>> = OnceLock::new();
+    static WANTED: OnceLock<Vec<Wanted>> = OnceLock::new();
+    static PASSED: AtomicUsize = AtomicUsize::new(0);
     debug_assert!(ALL.contains(&point), "{point} is not in the list");
-    let wanted = WANTED.get_or_init(|| parse(&std::env::var(VARIABLE).ok()?));
-    let Some(wanted) = wanted else { return };
-    if wanted.point == point && wanted.left.fetch_sub(1, Ordering::Relaxed) == 1 {
+    let wanted = WANTED.get_or_init(|| parse(&std::env::var(VARIABLE).unwrap_or_default()));
+    let passed = PASSED.load(Ordering::Relaxed);
+    let Some(next) = wanted.get(passed) else {
+        return;
+    };
+    if next.point == point && next.left.fetch_sub(1, Ordering::Relaxed) == 1 {
         crate::observe::log::flush();
         let _ = kill_process(getpid(), Signal::STOP);
-        loop {
-            // The signal may be another thread's to take.
-            std::thread::sleep(Duration::from_secs(1));
+        std::thread::sleep(STOPPED_AFTER);
+        while passed + 1 == wanted.len() {
+            std::thread::park();
         }
+        PASSED.store(passed + 1, Ordering::Relaxed);
     }
 }
 
-fn parse(text: &str) -> Option<Wanted> {
-    let (point, time) = text.split_once(':').unwrap_or((text, "1"));
-    Some(Wanted {
-        point: point.to_string(),
-        left: AtomicU64::new(time.parse().ok()?),
-    })
+fn parse(text: &str) -> Vec<Wanted> {
+    let one = |text: &str| {
+        let (point, time) = text.split_once(':').unwrap_or((text, "1"));
+        Some(Wanted {
+            point: point.to_string(),
+            left: AtomicU64::new(time.parse().ok()?),
+        })
+    };
+    text.split(',').map_while(one).collect()
 }
 
 #[cfg(test)]
@@ -97,10 +109,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_point_may_have_a_number() {
-        let of = |text| parse(text).map(|wanted| (wanted.point, wanted.left.into_inner()));
-        assert_eq!(of("placed"), Some(("placed".into(), 1)));
-        assert_eq!(of("placed_one:7"), Some(("placed_one".into(), 7)));
-        assert_eq!(of("placed:x"), None);
+    fn points_may_have_numbers_and_follow_one_another() {
+        let of = |text| -> Vec<(String, u64)> {
+            let wanted = parse(text).into_iter();
+            wanted
+                .map(|wanted| (wanted.point, wanted.left.into_inner()))
+                .collect()
+        };
+        assert_eq!(of("placed"), [("placed".into(), 1)]);
+        assert_eq!(of("placed_one:7"), [("placed_one".into(), 7)]);
+        assert_eq!(
+            of("placed:2,taken_back"),
+            [("placed".into(), 2), ("taken_back".into(), 1)]
+        );
+        assert_eq!(of("placed:x"), []);
     }
 }

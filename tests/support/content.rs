@@ -28,6 +28,11 @@ impl Random {
         Random::with_seed(seed)
     }
 
+    /// What replays it.
+    pub fn seed(&self) -> u64 {
+        self.seed
+    }
+
     /// Another generator for another thread, which the same seed replays too.
     pub fn fork(&mut self) -> Random {
         Random {

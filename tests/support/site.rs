@@ -65,6 +65,21 @@ impl Site {
         site
     }
 
+    /// In directories that are somebody else's to make and to remove.
+    pub fn at(root: &Path, [staging, warehouse, manifests, state]: [PathBuf; 4]) -> Site {
+        Site {
+            root: root.to_owned(),
+            staging,
+            warehouse,
+            manifests,
+            state,
+            args: Vec::new(),
+            binary: env!("CARGO_BIN_EXE_ringest").into(),
+            user: None,
+            directories: Vec::new(),
+        }
+    }
+
     /// The warehouse on tmpfs, the rest where [`Site::new`] puts it. `None`, and skipped, if that is one filesystem.
     pub fn across_filesystems() -> Option<Site> {
         let mut site = Site::new();

@@ -1,0 +1,160 @@
+//! Filesystems in images, whose power can be cut.
+//!
+//! ext4 and xfs are shut down by `FS_IOC_SHUTDOWN` without a flush of their log (`xfs_io -x -c shutdown`): from then on nothing
+//! reaches the image. btrfs knows no such thing: there the image is copied as it is at that moment, and the copy is what
+//! is mounted next.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::support::{PATIENCE, has_program, is_root, skip};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Fs {
+    Ext4,
+    Xfs,
+    Btrfs,
+}
+
+impl Fs {
+    fn name(self) -> &'static str {
+        match self {
+            Fs::Ext4 => "ext4",
+            Fs::Xfs => "xfs",
+            Fs::Btrfs => "btrfs",
+        }
+    }
+
+    /// The smallest images that their `mkfs` makes without complaint, roughly.
+    fn image_bytes(self) -> u64 {
+        match self {
+            Fs::Ext4 => 96 << 20,
+            Fs::Xfs => 300 << 20,
+            Fs::Btrfs => 160 << 20,
+        }
+    }
+}
+
+/// Whether images can be made, mounted and cut here; says why not.
+pub fn possible() -> bool {
+    if !is_root() {
+        skip("needs root to mount images");
+        return false;
+    }
+    for program in ["mkfs.ext4", "mkfs.xfs", "mkfs.btrfs", "xfs_io", "btrfs"] {
+        if !has_program(program, "-V") {
+            skip(&format!("needs {program}"));
+            return false;
+        }
+    }
+    if !Path::new("/dev/loop-control").exists() {
+        skip("needs loop devices");
+        return false;
+    }
+    true
+}
+
+/// A mounted image.
+pub struct Disk {
+    pub fs: Fs,
+    /// Where it is mounted.
+    pub root: PathBuf,
+    image: PathBuf,
+    /// What a btrfs held when its power was cut.
+    held: Option<PathBuf>,
+}
+
+impl Disk {
+    /// Makes a filesystem in a new image in `directory`.
+    pub fn new(fs: Fs, directory: &Path, name: &str) -> Disk {
+        let disk = Disk {
+            fs,
+            root: directory.join(name),
+            image: directory.join(format!("{name}.{}", fs.name())),
+            held: None,
+        };
+        fs::create_dir(&disk.root).expect("make a mount point");
+        let image = fs::File::create(&disk.image).expect("make an image");
+        image.set_len(fs.image_bytes()).expect("make an image");
+        let mkfs = format!("mkfs.{}", fs.name());
+        run(&mkfs, [OsStr::new("-q"), disk.image.as_os_str()]);
+        disk.mount();
+        disk
+    }
+
+    /// From now on nothing more reaches the disk.
+    pub fn cut(&mut self) {
+        match self.fs {
+            Fs::Ext4 | Fs::Xfs => {
+                let words = ["-x", "-c", "shutdown"].map(OsStr::new);
+                run("xfs_io", words.into_iter().chain([self.root.as_os_str()]));
+            }
+            Fs::Btrfs => {
+                let held = self.image.with_extension("held");
+                let words = [OsStr::new("--sparse=always"), self.image.as_os_str()];
+                run("cp", words.into_iter().chain([held.as_os_str()]));
+                self.held = Some(held);
+            }
+        }
+    }
+
+    /// Unmounts and mounts again: everything that was not on the disk when its power was cut is gone.
+    pub fn restart(&mut self) {
+        self.unmount();
+        if let Some(held) = self.held.take() {
+            fs::rename(held, &self.image).expect("go back to what the disk held");
+            // The kernel remembers a later generation of the same filesystem.
+            run("btrfs", ["device", "scan", "--forget"].map(OsStr::new));
+        }
+        self.mount();
+    }
+
+    fn mount(&self) {
+        let words = ["-t", self.fs.name(), "-o", "loop"].map(OsStr::new);
+        let paths = [self.image.as_os_str(), self.root.as_os_str()];
+        run("mount", words.into_iter().chain(paths));
+    }
+
+    fn unmount(&self) {
+        let start = Instant::now();
+        // The ring of a killed process can hold a file for a moment.
+        while !succeeds("umount", [self.root.as_os_str()]) {
+            let waited = start.elapsed();
+            assert!(waited < PATIENCE, "{:?} cannot be unmounted", self.root);
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        // Its loop device goes with it.
+        succeeds("umount", [OsStr::new("--lazy"), self.root.as_os_str()]);
+    }
+}
+
+fn command<'a>(program: &str, words: impl IntoIterator<Item = &'a OsStr>) -> Command {
+    let mut command = Command::new(program);
+    command.args(words).stdin(Stdio::null());
+    command
+}
+
+fn succeeds<'a>(program: &str, words: impl IntoIterator<Item = &'a OsStr>) -> bool {
+    let output = command(program, words).output();
+    output.is_ok_and(|output| output.status.success())
+}
+
+fn run<'a>(program: &str, words: impl IntoIterator<Item = &'a OsStr>) {
+    let mut command = command(program, words);
+    let output = command
+        .output()
+        .unwrap_or_else(|e| panic!("run {command:?}: {e}"));
+    assert!(
+        output.status.success(),
+        "{command:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
