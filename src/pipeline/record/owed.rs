@@ -257,9 +257,10 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
     }
 }
 
-/// Whether a name carries the very file that is owed its removal.
+/// Whether a name carries the very file that is owed its removal. Nobody syncs a sidecar: a power cut can take its bytes,
+/// and leave inode and times.
 fn is_meant(owed: &Owed, seen: &FileStat) -> bool {
     seen.identity.inode == owed.identity.inode
-        && seen.identity.size == owed.identity.size
+        && (seen.identity.size == owed.identity.size || owed.kind == OwedKind::Sidecar)
         && seen.identity.mtime == owed.identity.mtime
 }
