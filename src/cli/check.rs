@@ -358,8 +358,8 @@ fn nearest_existing(path: &Path) -> io::Result<&Path> {
                 let message = format!("{} is not a directory", nearest.display());
                 return Err(io::Error::new(io::ErrorKind::NotADirectory, message));
             }
-            // A symlink to nowhere is in the way of a new directory.
-            Err(error) if fs::symlink_metadata(nearest).is_ok() => {
+            // A symlink to nowhere is in the way of a new directory. Anything else was made a moment ago.
+            Err(error) if fs::symlink_metadata(nearest).is_ok_and(|found| found.is_symlink()) => {
                 let message = format!("{}: {error}", nearest.display());
                 return Err(io::Error::new(error.kind(), message));
             }
