@@ -123,7 +123,14 @@ fn fill(place: &Place, history: &mut History, random: &mut Random) {
         random.bytes(len)
     };
     let (twice, again) = (small(random), small(random));
-    history.send(staging.join("a/twice.csv"), twice.clone());
+    for name in [
+        "a/twice.csv",
+        "a/sub/twice.csv",
+        "b/sub/twice.csv",
+        "b/other.csv",
+    ] {
+        history.send(staging.join(name), twice.clone());
+    }
     for i in 0..8 {
         let directory = ["a", "b", "a/sub", "b/sub/deeper"][i % 4];
         let content = small(random);
@@ -143,8 +150,7 @@ fn fill(place: &Place, history: &mut History, random: &mut Random) {
             content,
         );
     }
-    history.send(staging.join("b/another name.csv"), twice.clone());
-    history.send(staging.join("a/sub/twice.csv"), twice);
+    history.send(staging.join("b/late.csv"), twice);
     for directory in INPUTS {
         let content = small(random);
         history.send(staging.join(directory).join("clash.csv"), content);
@@ -161,7 +167,7 @@ fn fill(place: &Place, history: &mut History, random: &mut Random) {
 fn send_more(place: &Place, history: &mut History, random: &mut Random) {
     let directory = place.site.staging.join("a/more");
     history.send(directory.join("clash.csv"), random.bytes(100));
-    let known = history.any_content();
+    let known = history.any_content().expect("something was sent");
     history.send(directory.join("known.csv"), known);
     std::thread::sleep(STABLE);
 }

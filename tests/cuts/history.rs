@@ -92,6 +92,16 @@ fn sidecar_of(path: &Path) -> PathBuf {
     name.into()
 }
 
+fn write_durably(path: &Path, content: &[u8]) {
+    let written = || {
+        let mut file = fs::File::create(path)?;
+        file.write_all(content)?;
+        file.sync_all()?;
+        fs::File::open(path.parent().expect("a file in a directory"))?.sync_all()
+    };
+    written().expect("send again");
+}
+
 impl History {
     pub fn new(manner: Manner) -> History {
         History {
@@ -107,18 +117,19 @@ impl History {
         self.manner
     }
 
-    /// A content that was sent and is not empty.
-    pub fn any_content(&self) -> Vec<u8> {
+    /// A content that was sent, is not empty and was not lost.
+    pub fn any_content(&self) -> Option<Vec<u8>> {
         let mut contents = self.paths.values();
         let found = contents.find(|content| {
             let sent = self.sent.get(&sha256(content));
             !content.is_empty() && sent.is_some_and(|sent| !sent.overwritten)
         });
-        found.expect("something was sent").clone()
+        found.cloned()
     }
 
+    /// How many files were sent.
     pub fn files(&self) -> usize {
-        self.sent.values().map(|sent| sent.arrivals).sum()
+        self.paths.len()
     }
 
     /// Writes a file into staging, which nobody syncs.
@@ -255,23 +266,21 @@ impl History {
     /// Writers send again what a power cut tore, so that each file has its sidecar and each sidecar its file.
     fn send_again(&mut self, found: &Inventory) {
         let stored: BTreeSet<&String> = found.warehouse.values().collect();
-        let known: BTreeSet<String> = self.sent.keys().cloned().collect();
         for (path, content) in &self.paths {
             let sidecar = sidecar_of(path);
             if let Some(digest) = found.staging.get(path) {
                 let right = sha256(content);
                 if *digest != right {
-                    fs::write(path, content).expect("send again");
+                    write_durably(path, content);
                     self.sent.remove(digest);
-                    if !known.contains(&right) {
-                        self.sent.entry(right).or_default().arrivals += 1;
-                    }
+                    self.sent.entry(right.clone()).or_default().arrivals += 1;
                 }
-                // One that is as it was sent must stay untouched: ringest may owe its removal.
-                let whole = [Ok(String::new()), Ok(format!("{}\n", sha256(content)))];
+                // What is as it was sent must stay untouched: ringest may owe its removal.
+                let whole = [Ok(String::new()), Ok(format!("{right}\n"))];
                 let there = fs::read_to_string(&sidecar).map_err(|error| error.kind());
-                if !whole.contains(&there) {
-                    fs::write(&sidecar, "").expect("send the sidecar again");
+                if *digest != right || !whole.contains(&there) {
+                    let _ = fs::remove_file(&sidecar);
+                    write_durably(&sidecar, b"");
                     self.sent_again.insert(sidecar);
                 }
             } else if !stored.contains(&sha256(content)) {

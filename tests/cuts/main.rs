@@ -17,6 +17,7 @@ mod place;
 mod points;
 mod program;
 mod random;
+mod starts;
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
@@ -28,8 +29,8 @@ use image::Fs;
 use place::{Crash, Layout, Machine};
 use support::Random;
 
-/// Sites at work side by side.
-const WORKERS: usize = 2;
+/// Sites at work side by side. Mounting and unmounting is mostly waiting.
+const WORKERS: usize = 4;
 
 fn directory_for_images() -> tempfile::TempDir {
     let directory = tempfile::Builder::new()

@@ -55,6 +55,11 @@ impl Program {
         }
     }
 
+    /// Does not wait.
+    pub fn has_ended(&mut self) -> bool {
+        matches!(self.look(), Some(State::Ended(_)))
+    }
+
     fn look(&mut self) -> Option<State> {
         if let Some(status) = self.ended {
             return Some(State::Ended(status));
@@ -79,7 +84,7 @@ impl Program {
         self.send(Signal::CONT);
     }
 
-    fn send(&self, signal: Signal) {
+    pub fn send(&self, signal: Signal) {
         if self.ended.is_none() {
             kill_process(self.pid(), signal).expect("signal ringest");
         }

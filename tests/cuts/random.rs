@@ -144,9 +144,13 @@ fn deliver(place: &Place, round: u64, history: &mut History, random: &mut Random
         let directory = ["a", "b", "a/sub", "b/sub"][random.below(4) as usize];
         let path = place.site.staging.join(directory);
         let path = path.join(format!("{round}-{number}.csv"));
-        let content = match random.below(12) {
-            0 if history.files() > 0 => history.any_content(),
-            1 => random.bytes(200 << 10),
+        let known = match random.below(12) {
+            0 => history.any_content(),
+            _ => None,
+        };
+        let content = match (random.below(12), known) {
+            (_, Some(known)) => known,
+            (0, _) => random.bytes(200 << 10),
             _ => {
                 let len = 8 + random.below(4000) as usize;
                 random.bytes(len)
