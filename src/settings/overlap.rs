@@ -78,8 +78,10 @@ impl<'a> Place<'a> {
             let found = fs::metadata(path).ok()?;
             Some((found.dev(), found.ino()))
         };
-        let identities = real.ancestors().filter_map(identity).collect();
-        let exists = identity(&real).is_some();
+        // One look at each: another instance may be making it at this moment.
+        let found: Vec<Option<(u64, u64)>> = real.ancestors().map(identity).collect();
+        let exists = found.first().is_some_and(Option::is_some);
+        let identities = found.into_iter().flatten().collect();
         Self {
             what,
             path,
