@@ -35,7 +35,8 @@ impl Cell {
             Log(place.log.clone()),
         );
         let manner = Manner {
-            sidecars: number % 4 == 3,
+            // A sidecar may hold the digest, and a file that somebody writes to does not keep to that.
+            sidecars: number % 4 == 3 && self.row.meddle != Meddle::Write,
             delete: match self.row.needs {
                 Needs::Debts => !self.layout.copies(),
                 Needs::Reasons => false,

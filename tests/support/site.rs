@@ -21,6 +21,9 @@ pub type RunArgs<'a> = &'a [&'a str];
 /// Where the tests run when the warehouse shall be on another filesystem than the staging directory.
 const TMPFS: &str = "/dev/shm";
 
+/// Variables that go on to the program: fallbacks to force, and the fault of a build that has some.
+const KEPT: [&str; 2] = ["RINGEST_DISABLE", "RINGEST_MUTANT"];
+
 /// Directories of one test. Removed at its end, unless the test failed: then they are left to be looked at.
 pub struct Site {
     pub root: PathBuf,
@@ -132,7 +135,7 @@ impl Site {
         };
         for (name, _) in std::env::vars_os() {
             let name = name.to_string_lossy().into_owned();
-            if name.starts_with("RINGEST_") && name != "RINGEST_DISABLE" {
+            if name.starts_with("RINGEST_") && !KEPT.contains(&name.as_str()) {
                 command.env_remove(name);
             }
         }
