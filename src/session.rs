@@ -12,6 +12,7 @@ use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags};
 use serde::{Deserialize, Serialize};
 
 use crate::failure::{Exit, Failure};
+use crate::io::open::SyncFailed;
 use crate::io::{Timestamp, clock, lock, open, probe, stat};
 use crate::ledger::lmdb::Lmdb;
 use crate::ledger::{Ledger, Opening, SourceEntry, SourceId};
@@ -168,9 +169,18 @@ pub(crate) fn trusts_syncfs(path: &Path) -> Result<bool, Failure> {
     Ok(!kind.overlay && !kind.fuse)
 }
 
+/// What hinders a start is a matter of settings, unless the disk itself fails.
 pub(crate) fn config(operation: &str, path: &Path, error: &io::Error) -> Failure {
+    use rustix::io::Errno;
+    if SyncFailed::is(error) {
+        return Failure::sync(operation, path, error);
+    }
+    let exit = match Errno::from_io_error(error) {
+        Some(Errno::IO) => Exit::Io,
+        _ => Exit::Config,
+    };
     Failure {
-        exit: Exit::Config,
+        exit,
         ..Failure::io(operation, path, error)
     }
 }
@@ -289,7 +299,7 @@ fn claim(place: &Locked, opening: &Opening, durability: Durability) -> Result<()
         serde_json::to_writer(&file, &marker)?;
         file.write_all(b"\n")?;
         if durability == Durability::Full && !mutants::on("marker_unsynced") {
-            file.sync_all()?;
+            file.sync_all().map_err(SyncFailed::mark)?;
         }
         points::reached("marker_written");
         let renamed = rustix::fs::renameat_with(
@@ -305,7 +315,7 @@ fn claim(place: &Locked, opening: &Opening, durability: Durability) -> Result<()
         renamed?;
         points::reached("marker_renamed");
         if durability == Durability::Full && !mutants::on("marker_name_unsynced") {
-            rustix::fs::fsync(&place.dir)?;
+            rustix::fs::fsync(&place.dir).map_err(|error| SyncFailed::mark(error.into()))?;
         }
         points::reached("marker_synced");
         Ok(())

@@ -69,7 +69,27 @@ pub fn make_dirs(path: &Path) -> io::Result<()> {
 
 /// Makes the names in a directory durable.
 pub fn sync_dir(path: &Path) -> io::Result<()> {
-    Ok(rustix::fs::fsync(root_dir(path)?)?)
+    let dir = root_dir(path)?;
+    rustix::fs::fsync(dir).map_err(|error| SyncFailed::mark(error.into()))
+}
+
+/// Marks an error as that of a sync, which is final.
+#[derive(Debug, thiserror::Error)]
+#[error("sync: {0}")]
+pub struct SyncFailed(io::Error);
+
+impl SyncFailed {
+    /// The error of a sync, marked.
+    pub fn mark(error: io::Error) -> io::Error {
+        io::Error::other(SyncFailed(error))
+    }
+
+    /// Whether an error is marked.
+    pub fn is(error: &io::Error) -> bool {
+        error
+            .get_ref()
+            .is_some_and(|inner| inner.is::<SyncFailed>())
+    }
 }
 
 fn open(root: impl AsFd, path: &OsStr, flags: OFlags) -> io::Result<OwnedFd> {

@@ -8,6 +8,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod eio;
 mod log;
 mod record;
 mod replay;

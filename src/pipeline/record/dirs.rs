@@ -6,6 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::io::Disk;
+use crate::io::open::SyncFailed;
 use crate::trial::{mutants, points};
 
 /// Opens the directory `path` beneath `root`, making what is missing. Every directory on the way that is made is
@@ -23,23 +24,10 @@ pub fn ensure_dir<D: Disk>(disk: &D, root: &D::Dir, path: &Path) -> io::Result<D
     }
     points::reached("directory_made");
     if !mutants::on("new_directory_unsynced") {
-        disk.sync_dir(&parent)
-            .map_err(|error| io::Error::other(SyncFailed(error)))?;
+        disk.sync_dir(&parent).map_err(SyncFailed::mark)?;
     }
     points::reached("directory_synced");
     disk.open_dir(&parent, Path::new(name))
-}
-
-/// Marks an error as that of a sync, which is final.
-#[derive(Debug, thiserror::Error)]
-#[error("sync: {0}")]
-pub struct SyncFailed(pub io::Error);
-
-/// Whether an error comes from a sync.
-pub fn is_sync_failure(error: &io::Error) -> bool {
-    error
-        .get_ref()
-        .is_some_and(|inner| inner.is::<SyncFailed>())
 }
 
 /// Directories in use, by root and path.

@@ -21,6 +21,7 @@ use std::sync::{Arc, RwLock};
 use std::time::{Duration, Instant};
 
 use crate::failure::{Exit, Failure};
+use crate::io::open::SyncFailed;
 use crate::io::{Clock, Disk, Identity};
 use crate::ledger::{Arrival, Commit, Digest, Kept, Ledger, Opening, SourceEntry, SourceId};
 use crate::observe::metrics::{Metrics, Totals};
@@ -298,7 +299,7 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
         let parent = path.parent().unwrap_or(Path::new(""));
         let opened = dirs.get(&self.disk, root, self.root(root)?, parent, make);
         match opened {
-            Err(error) if dirs::is_sync_failure(&error) => {
+            Err(error) if SyncFailed::is(&error) => {
                 let path = match root {
                     Root::Warehouse => self.warehouse.path.join(parent),
                     Root::Input(source) => self.input_path(source).join(parent),
