@@ -70,7 +70,7 @@ pub fn run(settings: &Settings, doubts: &[String], version: &str) -> Result<(), 
         && failure.suspect
     {
         // Only who held the locks can have failed to sync, at whatever moment between start and end.
-        session::raise_suspicion(&settings.state_path);
+        session::raise_suspicion(&settings.state_path, true);
     }
     ended
 }
@@ -164,7 +164,7 @@ impl Flow {
                 kept: Arc::clone(&kept),
                 metrics: Arc::clone(&metrics),
                 batch_files,
-                suspect: session.suspect_until.is_some(),
+                suspect: session.suspicion.is_some(),
                 stop: Arc::clone(&stop),
                 pause_max: settings.once.then_some(ONCE_PAUSE_MAX),
             },
@@ -205,7 +205,7 @@ impl Flow {
                 false => settings.io,
             },
             unnamed_copies: !settings.disable.tmpfile,
-            suspect_until: session.suspect_until,
+            suspicion: session.suspicion,
             disk,
             lease_signal,
             stopping: Arc::clone(&stop),

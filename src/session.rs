@@ -50,8 +50,8 @@ pub struct Session {
     pub manifests: Locked,
     /// Where the ledger stands.
     pub opening: Opening,
-    /// Files whose ctime is not later are read past the cache.
-    pub suspect_until: Option<Timestamp>,
+    /// Which files the cache may be wrong about.
+    pub suspicion: Option<Suspicion>,
     /// Whether one `syncfs` may stand for many `fsync`s on all of these filesystems.
     pub syncfs: bool,
     /// The state.
@@ -120,7 +120,7 @@ impl Session {
             claim(place, &opening, settings.durability)?;
         }
 
-        let suspect_until = suspicion(&state, &opening)?;
+        let suspicion = suspicion(&state, &opening)?;
         let mut inputs = Vec::new();
         let mut syncfs = !settings.disable.syncfs;
         for place in [&warehouse, &manifests] {
@@ -155,7 +155,7 @@ impl Session {
             warehouse,
             manifests,
             opening,
-            suspect_until,
+            suspicion,
             syncfs,
             state,
         };
@@ -325,13 +325,25 @@ fn claim(place: &Locked, opening: &Opening, durability: Durability) -> Result<()
 
 // ---- suspicion ----
 
-/// Why the page cache may show what the disk does not hold: a sync failed, or nobody can tell whether one did. A reboot
-/// empties the cache.
+/// The page cache, or the inode in memory, may show what the disk does not hold: a sync failed, or nobody can tell
+/// whether one did. A reboot empties the cache.
+#[derive(Debug, Clone, Copy)]
+pub struct Suspicion {
+    /// Files whose ctime is not later are read past the cache.
+    pub until: Timestamp,
+    /// A sync did fail. Then not even the size that an inode shows is that of the disk (xfs: what follows a failed
+    /// write-back is a hole until the inode is read anew, and then it is not there). A copy has a size of its own.
+    pub sync_failed: bool,
+}
+
+/// What the file holds.
 #[derive(Debug, Serialize, Deserialize)]
 struct Suspect {
     boot_id: String,
     seconds: i64,
     nanos: u32,
+    #[serde(default)]
+    sync_failed: bool,
 }
 
 fn boot_id() -> String {
@@ -340,37 +352,49 @@ fn boot_id() -> String {
         .unwrap_or_default()
 }
 
-fn suspicion(state: &Locked, opening: &Opening) -> Result<Option<Timestamp>, Failure> {
+fn suspicion(state: &Locked, opening: &Opening) -> Result<Option<Suspicion>, Failure> {
     if !opening.clean && !mutants::on("unclean_end_unnoticed") {
-        raise_suspicion(&state.path);
+        raise_suspicion(&state.path, false);
     }
+    let now = |sync_failed| Suspicion {
+        until: clock::realtime(),
+        sync_failed,
+    };
     let path = state.path.join(SUSPECT);
     let Ok(bytes) = std::fs::read(&path) else {
         // It could not be written either: then everything so far is suspect.
         let unclean = !opening.clean && !mutants::on("unclean_end_unnoticed");
-        return Ok(unclean.then(clock::realtime));
+        return Ok(unclean.then(|| now(true)));
     };
     match serde_json::from_slice::<Suspect>(&bytes) {
-        Ok(suspect) if suspect.boot_id == boot_id() => Ok(Some(Timestamp {
-            seconds: suspect.seconds,
-            nanos: suspect.nanos,
+        Ok(suspect) if suspect.boot_id == boot_id() => Ok(Some(Suspicion {
+            until: Timestamp {
+                seconds: suspect.seconds,
+                nanos: suspect.nanos,
+            },
+            sync_failed: suspect.sync_failed,
         })),
         Ok(_) => {
             std::fs::remove_file(&path).map_err(|error| Failure::io("remove", &path, &error))?;
             Ok(None)
         }
-        Err(_) => Ok(Some(clock::realtime())),
+        Err(_) => Ok(Some(now(true))),
     }
 }
 
 /// Notes that files as they are now are to be read past the cache. Best effort: the ledger's open session says it too.
-pub fn raise_suspicion(state_path: &Path) {
+pub fn raise_suspicion(state_path: &Path, sync_failed: bool) {
+    let path = state_path.join(SUSPECT);
+    let boot_id = boot_id();
+    let before = std::fs::read(&path).ok();
+    let before = before.and_then(|bytes| serde_json::from_slice::<Suspect>(&bytes).ok());
+    let failed_before = before.is_some_and(|it| it.sync_failed && it.boot_id == boot_id);
     let now = clock::realtime();
     let suspect = Suspect {
-        boot_id: boot_id(),
+        boot_id,
         seconds: now.seconds,
         nanos: now.nanos,
+        sync_failed: sync_failed || failed_before,
     };
-    let path = state_path.join(SUSPECT);
     let _ = serde_json::to_vec(&suspect).map(|bytes| std::fs::write(path, bytes));
 }

@@ -20,11 +20,12 @@ use rustix::io::Errno;
 use crate::failure::Failure;
 use crate::io::disk::Handle;
 use crate::io::read_engine::{ReadDone, ReadEngine};
-use crate::io::{Disk, FileStat, Identity, RealDisk, Reserve, Timestamp, clock, lease, open, stat};
+use crate::io::{Disk, FileStat, Identity, RealDisk, Reserve, clock, lease, open, stat};
 use crate::observe::events;
 use crate::observe::metrics::{Metrics, Stage};
 use crate::pipeline::queue::Queue;
 use crate::pipeline::{Candidate, Fate, Finding, Input, Proof, Staged, Waiting};
+use crate::session::Suspicion;
 use crate::settings::{IoChoice, LeasePolicy, Mode};
 
 use super::copy::CopyTarget;
@@ -67,8 +68,8 @@ pub struct ReaderShared {
     pub io: IoChoice,
     /// Whether unnamed files may be used for copies.
     pub unnamed_copies: bool,
-    /// Files whose ctime is not later are read past the cache: the last session ended without a word.
-    pub suspect_until: Option<Timestamp>,
+    /// Which files the cache may be wrong about.
+    pub suspicion: Option<Suspicion>,
     /// How files are synced.
     pub disk: RealDisk,
     /// Signal that a broken lease raises.
@@ -296,14 +297,16 @@ impl Reader {
             // Whoever hashes a large file into its sidecar is at it for long: spare both of us the reading.
             open_sidecar(&self.shared, candidate, &before)?;
         }
-        let suspect = self.shared.suspect_until;
-        if suspect.is_some_and(|until| before.identity.ctime <= until) {
+        let suspicion = self.shared.suspicion;
+        let suspicion = suspicion.filter(|suspicion| before.identity.ctime <= suspicion.until);
+        if suspicion.is_some() {
             // The session synced the filesystem before intake began, so these pages are clean and can go.
             let advice = rustix::fs::Advice::DontNeed;
             rustix::fs::fadvise(&file, 0, None, advice)
                 .map_err(|error| Leave::Failed("drop the cache of", error.into()))?;
         }
-        let copy = if input.copy || candidate.copy {
+        let only_cached = suspicion.is_some_and(|suspicion| suspicion.sync_failed);
+        let copy = if input.copy || candidate.copy || only_cached {
             // Small ones cannot miss the reserve by much before the discoverer sees it.
             let size = before.identity.size;
             if size >= WEIGHED_BYTES
