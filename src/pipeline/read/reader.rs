@@ -708,8 +708,12 @@ fn opening(error: io::Error) -> Leave {
 }
 
 fn no_room_or(operation: &'static str, error: io::Error) -> Leave {
-    if crate::pipeline::is_no_room(&error) {
+    let read_only = error.kind() == io::ErrorKind::ReadOnlyFilesystem;
+    if read_only || crate::pipeline::is_no_room(&error) {
         let remedy = match error.kind() {
+            io::ErrorKind::ReadOnlyFilesystem => {
+                "mount it for writing (dmesg may say why it is not)"
+            }
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "free space",
             _ => "raise the limit on open files (LimitNOFILE=, ulimit -n) or on memory",
         };

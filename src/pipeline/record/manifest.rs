@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::failure::{Exit, Failure};
+use crate::io::open::SyncFailed;
 use crate::io::{Disk, Timestamp};
 use crate::ledger::{Arrival, Digest, Line, ManifestEnd, PendingLines};
 use crate::trial::{mutants, points};
@@ -256,7 +257,10 @@ impl<D: Disk> ManifestWriter<D> {
         let path = self.file_path(hour);
         let relative = layout::manifest_path(hour);
         let parent = relative.parent().unwrap_or(Path::new(""));
-        let failed = |error| Failure::io("make the manifest", &path, &error);
+        let failed = |error| match SyncFailed::is(&error) {
+            true => Failure::sync("make the manifest", &path, &error),
+            false => Failure::io("make the manifest", &path, &error),
+        };
         let dir = match ensure_dir(disk, &self.root.dir, parent) {
             Ok(dir) => dir,
             Err(error) if crate::pipeline::is_no_room(&error) => return Ok(Err(error)),
