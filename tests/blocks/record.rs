@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use crate::log::{DiskId, Image, Log, Op};
 use crate::server::{Disk, Kind};
-use crate::support::{Random, Site, sha256};
+use crate::support::{Random, RunArgs, Site, sha256};
 
 /// Files in one commit: few, so that there are several.
 const BATCH_FILES: usize = 8;
@@ -160,8 +160,8 @@ impl Sender<'_> {
 }
 
 /// Two runs over new files, known content, names that come again and names that several sources use. Half of the
-/// files were never synced by their writers. The disks are unmounted afterwards.
-pub fn record(world: &mut World, random: &mut Random) -> Recorded {
+/// files were never synced by their writers. `args` are given to both. The disks are unmounted afterwards.
+pub fn record(world: &mut World, args: RunArgs, random: &mut Random) -> Recorded {
     let log = Arc::<Log>::default();
     let mut synced = Vec::new();
     let mut acknowledged = Vec::new();
@@ -187,7 +187,7 @@ pub fn record(world: &mut World, random: &mut Random) -> Recorded {
         sender.send_again("moving", format!("again-{i}.csv"));
         sender.send_again("deleting", format!("again-{i}.csv"));
     }
-    run_once(sender.world, &log, &mut acknowledged);
+    run_once(sender.world, args, &log, &mut acknowledged);
 
     for i in 0..4 {
         sender.announce(&format!("{i}.csv"));
@@ -199,7 +199,7 @@ pub fn record(world: &mut World, random: &mut Random) -> Recorded {
         sender.send_again("moving", format!("again-{i}.csv"));
         sender.send_new("deleting", format!("{i}.csv"));
     }
-    run_once(sender.world, &log, &mut acknowledged);
+    run_once(sender.world, args, &log, &mut acknowledged);
     let sent = sender.sent;
 
     world.disks.iter().for_each(Disk::stop_logging);
@@ -214,8 +214,9 @@ pub fn record(world: &mut World, random: &mut Random) -> Recorded {
 }
 
 /// Notes for each line of the log what was asked of the disks by the time it could be read.
-fn run_once(world: &World, log: &Log, acknowledged: &mut Vec<(usize, Value)>) {
+fn run_once(world: &World, args: RunArgs, log: &Log, acknowledged: &mut Vec<(usize, Value)>) {
     let mut command = world.run_once();
+    command.args(args);
     command.stdin(Stdio::null()).stderr(Stdio::piped());
     let mut child = command.spawn().expect("start ringest");
     let lines = BufReader::new(child.stderr.take().expect("stderr is piped")).lines();

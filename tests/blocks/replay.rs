@@ -9,10 +9,14 @@ use std::collections::{BTreeMap, HashMap};
 use std::os::unix::fs::FileExt;
 use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::log::{DiskId, Image, Op};
 use crate::record::{Recorded, World};
 use crate::support::{Finished, Random, files_beneath};
+
+/// How many states that show something are left to be looked at.
+const KEPT_MAX: usize = 3;
 
 /// What came of the states of one recording.
 #[derive(Default)]
@@ -23,12 +27,23 @@ pub struct Tally {
     pub violations: Vec<String>,
 }
 
-/// Brings forth `states` states of a recording, in the order of the log, and has ringest start on each.
-pub fn replay(world: &mut World, recorded: &Recorded, states: usize, random: &mut Random) -> Tally {
+/// Brings forth `states` states of a recording, in the order of the log, and has ringest start on each. Those that show
+/// something can be left to be looked at.
+pub fn replay(
+    world: &mut World,
+    recorded: &Recorded,
+    states: usize,
+    leave: bool,
+    random: &mut Random,
+) -> Tally {
     let mut cuts: Vec<usize> = (0..states).map(|_| a_cut(recorded, random)).collect();
     cuts.sort_unstable();
     let mut tally = Tally::default();
     let mut durable = Durable::new(recorded);
+    let kept = |world: &World, images: &[Image], cut| match leave {
+        true => keep(world, images, cut),
+        false => String::new(),
+    };
     for cut in cuts {
         durable.advance(cut);
         let images = durable.with_some_of_the_rest(world, cut, random);
@@ -39,14 +54,14 @@ pub fn replay(world: &mut World, recorded: &Recorded, states: usize, random: &mu
         let at = format!("cut {cut} of {}", recorded.entries.len());
         if let Err(error) = world.mount() {
             world.unmount();
-            let kept = keep(world, &images, cut);
+            let kept = kept(world, &images, cut);
             tally.unmountable.push(format!("{at}: {error}; {kept}"));
             continue;
         }
         let checked = std::panic::catch_unwind(AssertUnwindSafe(|| check(world, recorded, cut)));
         world.unmount();
         if let Err(panic) = checked {
-            let kept = keep(world, &images, cut);
+            let kept = kept(world, &images, cut);
             tally
                 .violations
                 .push(format!("{at}: {}; {kept}", said(&*panic)));
@@ -191,10 +206,14 @@ fn check(world: &World, recorded: &Recorded, cut: usize) {
     let mut copies: HashMap<String, usize> = HashMap::new();
     let aside = [site.duplicates(), site.quarantined()].concat();
     for path in by_digest.values().flatten().map(|line| line.placed()) {
-        *copies.entry(crate::support::sha256_of_file(&path)).or_default() += 1;
+        *copies
+            .entry(crate::support::sha256_of_file(&path))
+            .or_default() += 1;
     }
     for path in aside {
-        *copies.entry(crate::support::sha256_of_file(&path)).or_default() += 1;
+        *copies
+            .entry(crate::support::sha256_of_file(&path))
+            .or_default() += 1;
     }
     for (digest, sent) in &recorded.sent {
         let there = copies.get(digest).copied().unwrap_or(0);
@@ -216,11 +235,19 @@ fn assert_nothing_waits(staging: &Path) {
     assert!(left.is_empty(), "left in staging: {left:?}");
 }
 
-/// Leaves a state to be looked at: `mount -o loop FILE` shows it. Says where.
+/// Leaves a state to be looked at, unless there are some already: `mount -o loop FILE` shows it. Says where.
 fn keep(world: &World, images: &[Image], cut: usize) -> String {
+    static KEPT: AtomicUsize = AtomicUsize::new(0);
+    if KEPT.fetch_add(1, Ordering::Relaxed) >= KEPT_MAX {
+        return "not kept".into();
+    }
     let mut kept = format!("seen at {}:", world.disks[0].path().display());
     for (image, disk) in images.iter().zip(&world.disks) {
-        let name = format!("blocks-{}-{cut}-{}.img", std::process::id(), disk.kind.name());
+        let name = format!(
+            "blocks-{}-{cut}-{}.img",
+            std::process::id(),
+            disk.kind.name()
+        );
         let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
         let file = std::fs::File::create(&path).expect("make a file");
         file.set_len(disk.kind.size()).expect("make it as long");

@@ -7,9 +7,9 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use fuser::{
-    BackgroundSession, Config, FileAttr, FileHandle, FileType, Filesystem, FopenFlags,
-    Generation, INodeNo, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyEmpty, ReplyEntry,
-    ReplyOpen, ReplyWrite, Request, WriteFlags,
+    BackgroundSession, Config, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation,
+    INodeNo, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyEmpty, ReplyEntry, ReplyOpen,
+    ReplyWrite, Request, WriteFlags,
 };
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags};
@@ -94,6 +94,8 @@ impl Kind {
 pub struct Disk {
     pub kind: Kind,
     state: Arc<Mutex<State>>,
+    /// Where this process serves the disk's content.
+    served: PathBuf,
     device: PathBuf,
     mountpoint: PathBuf,
     mounted: bool,
@@ -128,6 +130,7 @@ impl Disk {
         let disk = Disk {
             kind,
             state,
+            served,
             device: device.trim().into(),
             mountpoint,
             mounted: false,
@@ -157,17 +160,9 @@ impl Disk {
         Ok(())
     }
 
-    /// The kernel may take down a ring, with the files it had open, a moment after its process has ended.
     pub fn unmount(&mut self) {
-        let start = Instant::now();
-        while std::mem::take(&mut self.mounted) {
-            match rustix::mount::unmount(&self.mountpoint, UnmountFlags::empty()) {
-                Err(Errno::BUSY) if start.elapsed() < PATIENCE => {
-                    self.mounted = true;
-                    std::thread::sleep(Duration::from_millis(1));
-                }
-                unmounted => unmounted.expect("unmount"),
-            }
+        if std::mem::take(&mut self.mounted) {
+            unmount(&self.mountpoint).expect("unmount");
         }
     }
 
@@ -207,8 +202,23 @@ impl Drop for Disk {
             let _ = rustix::mount::unmount(&self.mountpoint, UnmountFlags::DETACH);
         }
         let _ = Command::new("losetup").arg("-d").arg(&self.device).status();
+        let _ = unmount(&self.served);
         if let Some(session) = self.session.take() {
-            let _ = session.umount_and_join();
+            let _ = session.join();
+        }
+    }
+}
+
+/// The kernel may take down a ring, with the files it had open, a moment after its process has ended, and lets go of
+/// the file under a loop device in its own time.
+fn unmount(path: &Path) -> std::io::Result<()> {
+    let start = Instant::now();
+    loop {
+        match rustix::mount::unmount(path, UnmountFlags::empty()) {
+            Err(Errno::BUSY) if start.elapsed() < PATIENCE => {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            unmounted => return Ok(unmounted?),
         }
     }
 }
