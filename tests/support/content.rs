@@ -47,11 +47,6 @@ impl Random {
         Random { seed, state }
     }
 
-    /// What replays it.
-    pub fn seed(&self) -> u64 {
-        self.seed
-    }
-
     pub fn next(&mut self) -> u64 {
         self.state ^= self.state >> 12;
         self.state ^= self.state << 25;
