@@ -35,6 +35,8 @@ pub struct Identity {
     pub mtime: Timestamp,
     /// Last change of anything, as the kernel sets it.
     pub ctime: Timestamp,
+    /// When the inode was made; tells it from an earlier one with its number. Zero where the filesystem does not say.
+    pub born: Timestamp,
 }
 
 impl Identity {
@@ -45,7 +47,14 @@ impl Identity {
 
     /// Whether both are the same inode.
     pub fn same_file(&self, other: &Identity) -> bool {
-        self.device == other.device && self.inode == other.inode
+        self.device == other.device && self.same_inode(other)
+    }
+
+    /// Whether both are the same inode of a filesystem whose device may have been renumbered since.
+    pub fn same_inode(&self, other: &Identity) -> bool {
+        let unknown = Timestamp::default();
+        self.inode == other.inode
+            && (self.born == other.born || self.born == unknown || other.born == unknown)
     }
 }
 
@@ -75,7 +84,7 @@ impl FileStat {
     }
 }
 
-const WANTED: StatxFlags = StatxFlags::BASIC_STATS;
+const WANTED: StatxFlags = StatxFlags::BASIC_STATS.union(StatxFlags::BTIME);
 
 /// Looks at `name` in `dir` without following a symbolic link. `None` when there is nothing.
 pub fn stat_at(dir: impl AsFd, name: &OsStr) -> io::Result<Option<FileStat>> {
@@ -108,6 +117,8 @@ fn from_statx(statx: &Statx) -> FileStat {
             size: statx.stx_size,
             mtime: time(statx.stx_mtime),
             ctime: time(statx.stx_ctime),
+            // All zero where it is not known.
+            born: time(statx.stx_btime),
         },
         kind: FileType::from_raw_mode(u32::from(statx.stx_mode)),
         links: statx.stx_nlink,

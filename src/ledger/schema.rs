@@ -29,7 +29,9 @@ use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 use crate::io::{Identity, Timestamp};
 
 /// Version of every value written by this program.
-pub const VALUE_VERSION: u8 = 1;
+pub const VALUE_VERSION: u8 = 2;
+/// From this version on, an [`Identity`] says when its inode was made. Older values are read without.
+const SINCE_BORN: u8 = 2;
 
 /// A SHA-256.
 pub type Digest = [u8; 32];
@@ -313,13 +315,16 @@ pub trait Value: Sized {
             return Err(DecodeError::Checksum);
         }
         match body.first() {
-            Some(&VALUE_VERSION) => {}
+            Some(0) | None => return Err(DecodeError::Malformed),
             Some(&version) if version > VALUE_VERSION => return Err(DecodeError::Newer(version)),
-            _ => return Err(DecodeError::Malformed),
+            Some(_) => {}
         }
-        let mut reader = Reader(&body[1..]);
+        let mut reader = Reader {
+            version: body[0],
+            rest: &body[1..],
+        };
         let value = Self::take(&mut reader)?;
-        if reader.0.is_empty() {
+        if reader.rest.is_empty() {
             Ok(value)
         } else {
             Err(DecodeError::Malformed)
@@ -358,7 +363,7 @@ impl Writer {
         self.u64(identity.device);
         self.u64(identity.inode);
         self.u64(identity.size);
-        for time in [identity.mtime, identity.ctime] {
+        for time in [identity.mtime, identity.ctime, identity.born] {
             self.i64(time.seconds);
             self.u32(time.nanos);
         }
@@ -367,15 +372,18 @@ impl Writer {
 
 /// Fields on their way out of bytes.
 #[derive(Debug)]
-pub struct Reader<'a>(&'a [u8]);
+pub struct Reader<'a> {
+    version: u8,
+    rest: &'a [u8],
+}
 
 impl<'a> Reader<'a> {
     fn array<const N: usize>(&mut self) -> Result<[u8; N], DecodeError> {
         let (head, tail) = self
-            .0
+            .rest
             .split_first_chunk::<N>()
             .ok_or(DecodeError::Malformed)?;
-        self.0 = tail;
+        self.rest = tail;
         Ok(*head)
     }
     fn u8(&mut self) -> Result<u8, DecodeError> {
@@ -395,11 +403,11 @@ impl<'a> Reader<'a> {
     }
     fn bytes(&mut self) -> Result<&'a [u8], DecodeError> {
         let length = self.u32()? as usize;
-        if length > self.0.len() {
+        if length > self.rest.len() {
             return Err(DecodeError::Malformed);
         }
-        let (head, tail) = self.0.split_at(length);
-        self.0 = tail;
+        let (head, tail) = self.rest.split_at(length);
+        self.rest = tail;
         Ok(head)
     }
     fn path(&mut self) -> Result<PathBuf, DecodeError> {
@@ -421,6 +429,10 @@ impl<'a> Reader<'a> {
             size: self.u64()?,
             mtime: self.timestamp()?,
             ctime: self.timestamp()?,
+            born: match self.version {
+                SINCE_BORN.. => self.timestamp()?,
+                _ => Timestamp::default(),
+            },
         })
     }
 }
@@ -711,6 +723,10 @@ pub(crate) mod tests {
                 seconds: 6,
                 nanos: 7,
             },
+            born: Timestamp {
+                seconds: 12,
+                nanos: 13,
+            },
         };
         Arrival {
             seq: 8,
@@ -795,6 +811,31 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn values_of_the_first_version_are_read_without_what_they_lack() {
+        let bytes_of = |name: &str| {
+            let line = include_str!("golden_v1.txt")
+                .lines()
+                .find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
+            data_encoding::HEXLOWER
+                .decode(line.unwrap().as_bytes())
+                .unwrap()
+        };
+        let mut expected = arrival();
+        expected.identity.born = Timestamp::default();
+        expected.sidecar = Some(("a/b.csv.ok".into(), expected.identity));
+        let identity = expected.identity;
+        assert_eq!(Arrival::decode(&bytes_of("arrival")), Ok(expected));
+        let owed = Owed::decode(&bytes_of("owed")).unwrap();
+        assert_eq!(owed.identity, identity);
+        let kept = Kept::decode(&bytes_of("kept")).unwrap();
+        assert_eq!(kept.identity, identity);
+        for done in ["record done", "record void"] {
+            assert_eq!(Record::decode(&bytes_of(done)).unwrap().seq, 8);
+        }
+        assert_eq!(String::decode(&bytes_of("string")), Ok("text".into()));
+    }
+
+    #[test]
     fn a_value_of_a_newer_version_is_refused_by_name() {
         let mut bytes = 7u64.encode();
         bytes.truncate(bytes.len() - 8);
@@ -830,7 +871,9 @@ pub(crate) mod tests {
         #[test]
         fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
             let _ = Record::decode(&bytes);
-            let _ = Record::take(&mut Reader(&bytes));
+            for version in 1..=VALUE_VERSION {
+                let _ = Record::take(&mut Reader { version, rest: &bytes });
+            }
         }
     }
 }

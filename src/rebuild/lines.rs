@@ -181,6 +181,7 @@ impl Rebuild<'_> {
                 mtime: stated.mtime,
                 // It is not in the line, and of use only while a source is to be removed.
                 ctime: Timestamp::default(),
+                born: Timestamp::default(),
             },
             sidecar: None,
             digest: stated.digest,

@@ -67,6 +67,7 @@ pub fn manifest(bytes: &[u8]) {
             size: stated.size,
             mtime: stated.mtime,
             ctime: Timestamp::default(),
+            born: Timestamp::default(),
         },
         sidecar: None,
         digest: stated.digest,

@@ -263,8 +263,11 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
         let mut by_root: std::collections::BTreeMap<Root, Vec<&D::File>> = Default::default();
         for item in items {
             let Some(staged) = &item.staged else { continue };
+            let stays = staged.candidate.input.settings.on_duplicate == OnDuplicate::Keep;
             match (item.arrival.placement, &staged.copy) {
-                (Placement::Rename, _) => by_root
+                // A file that is kept is known by its state, and that must outlive a power cut.
+                (Placement::None, _) if !stays => {}
+                (Placement::Rename | Placement::None, _) => by_root
                     .entry(Root::Input(item.arrival.source))
                     .or_default()
                     .push(&staged.file),
@@ -443,7 +446,7 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
     }
 
     /// There is room again.
-    fn go_on(&mut self) {
+    pub(super) fn go_on(&mut self) {
         let waited = std::mem::take(&mut self.waited);
         if !waited.is_zero() && self.metrics.resume() {
             events::intake_resumed();

@@ -7,9 +7,10 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::failure::Failure;
-use crate::io::{Disk, FileStat};
+use crate::io::{Disk, FileStat, Timestamp};
 use crate::ledger::{Commit, Kept, Ledger, Outcome, Owed, OwedKind};
 use crate::observe::events;
+use crate::pipeline::is_no_room;
 use crate::trial::{mutants, points};
 
 use super::classify::is_absent;
@@ -22,6 +23,8 @@ enum Removal {
     Gone,
     /// The file cannot be removed, and why.
     Stays(String),
+    /// Not before there is room, and where there is none.
+    NoRoom(String),
     /// Not now.
     Later,
 }
@@ -51,7 +54,11 @@ pub const SAME_CONTENT_AS: &str = "same content as arrival ";
 
 impl<D: Disk, L: Ledger> Recorder<D, L> {
     /// Does what is owed. The result rides in a later commit, once everything in it is durable.
-    pub(super) fn pay(&self, owed: Vec<Owed>, items: &[Item<D::File>]) -> Result<Commit, Failure> {
+    pub(super) fn pay(
+        &mut self,
+        owed: Vec<Owed>,
+        items: &[Item<D::File>],
+    ) -> Result<Commit, Failure> {
         let mut done = Commit::default();
         if owed.is_empty() {
             return Ok(done);
@@ -65,13 +72,20 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
         let mut touched = BTreeSet::new();
         for owed in owed {
             let item = open.get(&owed.seq).copied();
-            let removal = match owed.kind {
-                OwedKind::Reason => self.write_reason(&mut dirs, &owed, &mut touched)?,
-                _ => self.remove(&mut dirs, &owed, item, &mut touched)?,
+            let removal = loop {
+                let removal = match owed.kind {
+                    OwedKind::Reason => self.write_reason(&mut dirs, &owed, &mut touched)?,
+                    _ => self.remove(&mut dirs, &owed, item, &mut touched)?,
+                };
+                match removal {
+                    Removal::NoRoom(reason) => self.wait_for_room(&reason)?,
+                    removal => break removal,
+                }
             };
+            self.go_on();
             match removal {
-                Removal::Gone => {}
-                Removal::Stays(reason) => self.keep(&mut dirs, &owed, reason, &mut done),
+                Removal::Gone | Removal::NoRoom(_) => {}
+                Removal::Stays(reason) => self.keep(&mut dirs, &owed, reason, &mut done)?,
                 // The row stays; the next start tries again.
                 Removal::Later => continue,
             }
@@ -115,15 +129,14 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
             let Some(seen) = self.disk.stat(&dir, name).map_err(failed)? else {
                 return Ok(Removal::Gone);
             };
-            // Whatever has its name by now is a new arrival, or was touched since. The rename below changes ctime.
-            let untouched =
-                seen.identity.ctime == owed.identity.ctime || mutants::on("touched_source_removed");
-            if !untouched || !is_meant(owed, &seen) || !self.may_go(dirs, owed, item)? {
+            // Whatever has its name by now is a new arrival, or was touched since.
+            if !is_untouched(owed, &seen) || !self.may_go(dirs, owed, item)? {
                 return Ok(Removal::Gone);
             }
             match self.disk.rename(&dir, name, &dir, &hidden) {
                 Ok(()) => {}
                 Err(error) if is_absent(&error) => return Ok(Removal::Gone),
+                Err(error) if is_no_room(&error) => return Ok(no_room("remove", &path, &error)),
                 Err(error) => return Ok(Removal::Stays(error.to_string())),
             }
         }
@@ -139,6 +152,7 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
                     return Ok(Removal::Gone);
                 }
                 Err(error) if is_absent(&error) => return Ok(Removal::Gone),
+                Err(error) if is_no_room(&error) => return Ok(no_room("remove", &path, &error)),
                 Err(error) => stays = Removal::Stays(error.to_string()),
             }
         }
@@ -181,11 +195,27 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
     }
 
     /// Remembers a file that cannot be removed.
-    fn keep(&self, dirs: &mut BatchDirs<D>, owed: &Owed, reason: String, done: &mut Commit) {
+    fn keep(
+        &self,
+        dirs: &mut BatchDirs<D>,
+        owed: &Owed,
+        reason: String,
+        done: &mut Commit,
+    ) -> Result<(), Failure> {
+        let root = Root::Input(owed.source);
         let path = self.input_path(owed.source).join(&owed.path);
         events::file_kept(&path, &reason);
+        // It is known by its state, and that must outlive a power cut.
+        let opened = self
+            .dir_of(dirs, root, &owed.path, false)?
+            .and_then(|dir| self.disk.open(&dir, name_of(&owed.path)));
+        if let Ok(file) = opened {
+            self.disk
+                .sync_files(self.root(root)?, &[&file])
+                .map_err(|error| Failure::sync("sync", &path, &error))?;
+        }
         // What cannot even be looked at cannot be read again either.
-        if let Ok(Some(seen)) = self.look(dirs, Root::Input(owed.source), &owed.path) {
+        if let Ok(Some(seen)) = self.look(dirs, root, &owed.path) {
             done.kept.push(Kept {
                 source: owed.source,
                 path: owed.path.clone(),
@@ -194,6 +224,7 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
                 reason,
             });
         }
+        Ok(())
     }
 
     /// Writes why a file was set aside. What it says is a function of the record, so writing it again is harmless.
@@ -237,11 +268,8 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
             });
         let file = match written {
             Ok(file) => file,
-            // The record stands without it for now.
-            Err(error) if crate::pipeline::is_no_room(&error) => {
-                let remedy = "free space; it is written at the next start";
-                events::file_failed(&path, "write the reason of", &error.to_string(), remedy);
-                return Ok(Removal::Later);
+            Err(error) if is_no_room(&error) => {
+                return Ok(no_room("write the reason of", &path, &error));
             }
             Err(error) => return Err(failed(error)),
         };
@@ -257,10 +285,30 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
     }
 }
 
-/// Whether a name carries the very file that is owed its removal. Nobody syncs a sidecar: a power cut can take its bytes,
-/// and leave inode and times.
+fn no_room(operation: &str, path: &Path, error: &io::Error) -> Removal {
+    Removal::NoRoom(format!(
+        "no room to {operation} {}: {error}",
+        path.display()
+    ))
+}
+
+/// Whether a name in staging carries the file that was recorded, as it was then or before. Nobody need have synced it: a
+/// power cut can take its last bytes and changes, but cannot make it younger. Where an inode does not say when it was made, its
+/// number may be another file's, and only what is just as it was recorded is meant.
+fn is_untouched(owed: &Owed, seen: &FileStat) -> bool {
+    let (seen, owed) = (&seen.identity, &owed.identity);
+    if mutants::on("touched_source_removed") {
+        return seen.same_inode(owed);
+    }
+    match seen.born == Timestamp::default() || owed.born == Timestamp::default() {
+        true => seen.inode == owed.inode && seen.ctime == owed.ctime && seen.size == owed.size,
+        false => seen.same_inode(owed) && seen.ctime <= owed.ctime,
+    }
+}
+
+/// Whether a hidden name carries it: hiding it changed its ctime. Who writes to it now has had it open since before it was
+/// hashed, and makes it later than its recorded state; a power cut makes it what it was before.
 fn is_meant(owed: &Owed, seen: &FileStat) -> bool {
-    seen.identity.inode == owed.identity.inode
-        && (seen.identity.size == owed.identity.size || owed.kind == OwedKind::Sidecar)
-        && seen.identity.mtime == owed.identity.mtime
+    let (seen, owed) = (&seen.identity, &owed.identity);
+    seen.same_inode(owed) && (seen.mtime == owed.mtime || seen.mtime <= owed.ctime)
 }

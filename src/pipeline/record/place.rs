@@ -39,7 +39,7 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
                 (Placement::Rename, _) => {
                     // A rename moves whatever has the name by now; most replacements are seen here.
                     let seen = self.look(dirs, source, &arrival.path)?;
-                    if seen.is_some_and(|seen| seen.identity.inode != arrival.identity.inode) {
+                    if seen.is_some_and(|seen| !seen.identity.same_inode(&arrival.identity)) {
                         events::file_changed(
                             &self.source_path(arrival),
                             "replaced before it was placed",
@@ -271,25 +271,42 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
                 Ok(())
             }
             Err(error) if crate::pipeline::is_no_room(&error) => Err(failed(error)),
+            Err(_) if self.look(dirs, Root::Warehouse, &arrival.placed)?.is_none() => {
+                events::file_withdrawn(&path, "it was taken away while it was taken back");
+                item.dropped = Some(Fate::Withdrawn);
+                Ok(())
+            }
             // Its name is taken again, its directory went, or it was never there: a copy on another filesystem.
             Err(_) => {
                 let aside = self.changed_path(&arrival);
                 touched.insert((Root::Warehouse, parent(&aside)));
-                self.move_name(
-                    dirs,
-                    (Root::Warehouse, &arrival.placed),
-                    (Root::Warehouse, &aside),
-                )?
-                .map_err(failed)?;
-                self.set_aside(item, aside);
+                // What was quarantined for another reason may be there already.
+                if arrival.placed != aside {
+                    self.move_name(
+                        dirs,
+                        (Root::Warehouse, &arrival.placed),
+                        (Root::Warehouse, &aside),
+                    )?
+                    .map_err(failed)?;
+                }
+                self.set_aside(item, aside, seen);
                 Ok(())
             }
         }
     }
 
     /// Turns an arrival into one that was set aside because it changed after it was placed.
-    pub(super) fn set_aside(&self, item: &mut Item<D::File>, aside: PathBuf) {
+    pub(super) fn set_aside(
+        &self,
+        item: &mut Item<D::File>,
+        aside: PathBuf,
+        seen: Option<FileStat>,
+    ) {
         item.set_aside = true;
+        // It may be a file that was moved in place of the hashed one.
+        if let Some(seen) = seen {
+            item.arrival.placed_inode = seen.identity.inode;
+        }
         item.line = None;
         if !mutants::on("changed_content_known") {
             item.arrival.key = None;

@@ -170,9 +170,10 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
     /// What is dirty reaches the disk now, or the error shows now; later reads can then drop clean pages. Directories
     /// that were made and not yet synced when the last session ended are among it.
     fn sync_everything(&self) -> Result<(), Failure> {
-        let inputs = self
-            .inputs
-            .iter()
+        // In order, so that a simulation does the same each time.
+        let by_source: BTreeMap<_, _> = self.inputs.iter().collect();
+        let inputs = by_source
+            .into_iter()
             .map(|(&source, dir)| (dir, self.input_path(source)));
         let own =
             [&self.warehouse, self.manifest.place()].map(|place| (&place.dir, place.path.clone()));
@@ -224,7 +225,7 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
         let parent = intent.path.parent().unwrap_or(Path::new(""));
         let hidden = parent.join(layout::leaving_name(&self.uuid, intent.seq, false));
         let seen = self.look(dirs, root, &hidden)?;
-        let ours = seen.is_some_and(|seen| seen.identity.inode == intent.identity.inode);
+        let ours = seen.is_some_and(|seen| seen.identity.same_inode(&intent.identity));
         if !ours || mutants::on("hidden_source_left") {
             return Ok(());
         }
@@ -253,7 +254,7 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
         let source = match self.look(dirs, Root::Input(intent.source), &intent.path)? {
             None => AtSource::Absent,
             Some(seen)
-                if seen.identity.inode == intent.identity.inode
+                if seen.identity.same_inode(&intent.identity)
                     || mutants::on("source_inode_unchecked") =>
             {
                 AtSource::Same
@@ -375,7 +376,8 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
             }
             Action::FinishSetAside => {
                 let aside = self.changed_path(&arrival);
-                self.set_aside(item, aside);
+                let seen = self.look(dirs, Root::Warehouse, &aside)?;
+                self.set_aside(item, aside, seen);
                 recovery.undone += 1;
                 "quarantined"
             }
@@ -398,16 +400,24 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
             .map_err(failed)?;
         let name = name_of(&arrival.path);
         let hidden = layout::leaving_name(&self.uuid, arrival.seq, false);
-        self.disk
-            .rename(&dir, name, &dir, &hidden)
-            .map_err(failed)?;
-        let seen = self.disk.stat(&dir, &hidden).map_err(failed)?;
-        let ours = seen.is_some_and(|seen| seen.identity.inode == arrival.identity.inode);
-        if ours || mutants::on("replaced_source_removed") {
-            self.disk.unlink(&dir, &hidden).map_err(failed)
-        } else {
-            self.disk.rename(&dir, &hidden, &dir, name).map_err(failed)
+        match self.disk.rename(&dir, name, &dir, &hidden) {
+            // Its uploader took it away just now.
+            Err(error) if is_absent(&error) => return Ok(()),
+            renamed => renamed.map_err(failed)?,
         }
+        let seen = self.disk.stat(&dir, &hidden).map_err(failed)?;
+        let ours = seen.is_some_and(|seen| seen.identity.same_inode(&arrival.identity));
+        if ours || mutants::on("replaced_source_removed") {
+            return self.disk.unlink(&dir, &hidden).map_err(failed);
+        }
+        match self.disk.rename(&dir, &hidden, &dir, name) {
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+                let numbered = layout::numbered(name, arrival.seq);
+                self.disk.rename(&dir, &hidden, &dir, &numbered)
+            }
+            renamed => renamed,
+        }
+        .map_err(failed)
     }
 
     /// Leaves void rows for numbers that were given out and never used: those of arrivals without a placement in a
