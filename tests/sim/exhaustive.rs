@@ -1,0 +1,366 @@
+//! The exhaustive core: small workloads, crashed everywhere.
+//!
+//! *Enumerated*: every multiset of one and two (`RINGEST_SIM_FILES`: three) files over the seven kinds of [`Kind`]; a crash of its batch before every event that
+//! finds a new state (a crash between two events that change nothing leaves the same), as a kill and as power cuts; a crash of the recovery
+//! from there, before each of its events likewise; then a recovery that is let be, and the drain. After both, every
+//! invariant of [`check`](crate::check) is looked at, and that a further recovery changes nothing.
+//!
+//! *Power cuts*: nothing that was pending survives; all of it does; and every legal subset (each change of a name, each file's pending
+//! bytes as a whole) while there are at most [`QUESTIONS_MAX`] of them, in the batch; in the recovery at most [`QUESTIONS_MAX_AGAIN`].
+//!
+//! *Sampled*: beyond these, [`SAMPLES`] random cuts, which tear blocks too. Within a multiset the files arrive in one order, that of
+//! their kinds; the seeds vary it. Sources are leased, files are never synced by their uploaders.
+//!
+//! States that were reached before, by whatever way, are not looked at again.
+
+use std::cell::RefCell;
+use std::collections::{BTreeSet, HashSet};
+use std::hash::{DefaultHasher, Hasher};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
+
+use ringest::settings::{Dedupe, OnDuplicate};
+
+use crate::check::{self, Checked, Memory};
+use crate::disk::{Image, Role, State, Survivors};
+use crate::ledger::Tables;
+use crate::upload;
+use crate::world::{self, Absent, Config, Dummies, End, SourceConfig, found, start};
+
+const QUESTIONS_MAX: u32 = 6;
+const QUESTIONS_MAX_AGAIN: u32 = 3;
+const SAMPLES: u64 = 6;
+
+/// What becomes of a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    New,
+    /// Its content is in the warehouse; duplicates are deleted.
+    Duplicate,
+    /// A file of the same name and content is in the warehouse; duplicates are moved.
+    Resent,
+    /// A file of the same name and another content is in the warehouse.
+    Clash,
+    /// It comes from another filesystem.
+    Copied,
+    /// It is written to once it is placed.
+    Changed,
+    /// It is taken away once its intent is committed.
+    Withdrawn,
+}
+
+const KINDS: [Kind; 7] = [
+    Kind::New,
+    Kind::Duplicate,
+    Kind::Resent,
+    Kind::Clash,
+    Kind::Copied,
+    Kind::Changed,
+    Kind::Withdrawn,
+];
+
+/// Sources: duplicates moved, duplicates deleted, another filesystem.
+fn config() -> Config {
+    let source = |fs, on_duplicate| SourceConfig {
+        fs,
+        dedupe: Dedupe::Global,
+        on_duplicate,
+        leases: true,
+    };
+    Config {
+        sources: vec![
+            source(0, OnDuplicate::Move),
+            source(0, OnDuplicate::Delete),
+            source(2, OnDuplicate::Move),
+        ],
+        manifests_fs: 1,
+        unnamed: true,
+        batch_files: 12,
+        trusts_reboot: true,
+    }
+}
+
+/// A state of disk and ledger between two processes, and what must not be lost from it.
+#[derive(Clone)]
+struct Stopped {
+    image: Image,
+    ledger: Tables,
+    /// Whether the cache may show what the disk does not hold.
+    suspect: bool,
+}
+
+fn hash(stopped: &Stopped) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    stopped.image.hash(&mut hasher);
+    std::hash::Hash::hash(&stopped.ledger, &mut hasher);
+    hasher.write_u8(stopped.suspect.into());
+    hasher.finish()
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Numbers {
+    workloads: u64,
+    states: u64,
+    again: u64,
+    recoveries: u64,
+}
+
+struct Explorer {
+    config: Config,
+    dummies: Dummies,
+    /// States from which a recovery that is let be was seen to end well.
+    good: HashSet<u64>,
+    /// What is remembered of the manifests before the workload.
+    memory: Memory,
+    numbers: Numbers,
+}
+
+impl Explorer {
+    fn state(&self, image: &Image, ledger: &Tables) -> Rc<RefCell<State>> {
+        let mut state = State::new(1);
+        state.image = image.clone();
+        state.ledger = ledger.clone();
+        let now = 1_760_000_000_000_000;
+        state.clock.micros.store(now, Ordering::Relaxed);
+        Rc::new(RefCell::new(state))
+    }
+
+    /// Everything that a crash at a moment can leave.
+    fn crashes(&self, image: &Image, ledger: &Tables, questions_max: u32) -> Vec<Stopped> {
+        let mut left = Vec::new();
+        let mut killed = image.clone();
+        killed.kill();
+        left.push(Stopped {
+            image: killed,
+            ledger: ledger.clone(),
+            suspect: true,
+        });
+        let mut cut = |survivors| {
+            let mut image = image.clone();
+            image.cut(survivors);
+            left.push(Stopped {
+                image,
+                ledger: ledger.clone(),
+                suspect: false,
+            });
+        };
+        let questions = image.questions();
+        if questions <= questions_max {
+            (0..1 << questions).for_each(|bits| cut(Survivors::Bits(bits)));
+        } else {
+            cut(Survivors::None);
+            cut(Survivors::All);
+        }
+        if questions > 0 {
+            (0..SAMPLES).for_each(|seed| cut(Survivors::Random(seed)));
+        }
+        left
+    }
+
+    /// A batch of these kinds, up to its end. Returns the states on the way.
+    fn batch(&self, kinds: &[Kind]) -> Result<(Vec<(Image, Tables)>, Memory), String> {
+        let mut fresh = State::new(1);
+        found(&self.config, &mut fresh);
+        let state = self.state(&fresh.image, &fresh.ledger);
+        let put = |role, name: &str, bytes: &[u8]| {
+            upload::put(&mut state.borrow_mut().image, role, Path::new(name), bytes).expect("room")
+        };
+        let moved = Role::Source(1);
+        let started = start(
+            &state,
+            &self.config,
+            &self.dummies,
+            false,
+            Absent::default(),
+        );
+        let (mut process, _) = started.map_err(|end| format!("{end:?}"))?;
+        let mut round = |state: &Rc<RefCell<State>>| {
+            let forced: BTreeSet<(Role, PathBuf)> = BTreeSet::new();
+            let ran = process.round(state, &self.config, &self.dummies, &forced, 12, 0);
+            ran.map(|_| ()).map_err(|end| format!("{end:?}"))
+        };
+        put(moved, "old", b"old content, more than a block of it");
+        put(moved, "clash", b"first of that name");
+        round(&state)?;
+        let mut memory = Memory::default();
+        check::settled(&state.borrow(), &mut memory)?;
+        state.borrow_mut().image.sync_everything();
+        for (at, kind) in kinds.iter().enumerate() {
+            let own = format!("f{at}");
+            let bytes = format!("content of file {at}");
+            let bytes = bytes.as_bytes();
+            let old: &[u8] = b"old content, more than a block of it";
+            match kind {
+                Kind::New => drop(put(moved, &own, bytes)),
+                Kind::Duplicate => drop(put(Role::Source(2), &own, old)),
+                // Only one can have the name; the others come in directories.
+                Kind::Resent => drop(put(moved, &format!("{}old", "d/".repeat(at)), old)),
+                Kind::Clash => drop(put(moved, &format!("{}clash", "d/".repeat(at)), bytes)),
+                Kind::Copied => drop(put(Role::Source(3), &own, bytes)),
+                Kind::Changed => {
+                    let id = put(moved, &own, bytes);
+                    state.borrow_mut().on_placed.push(id);
+                }
+                Kind::Withdrawn => {
+                    put(moved, &own, bytes);
+                    state
+                        .borrow_mut()
+                        .withdraw_on_intents
+                        .push((moved, own.into()));
+                }
+            }
+        }
+        state.borrow_mut().snapshots = Some(Vec::new());
+        round(&state)?;
+        let mut state = state.borrow_mut();
+        check::settled(&state, &mut memory)?;
+        let mut snapshots = state.snapshots.take().unwrap_or_default();
+        snapshots.push((state.image.clone(), state.ledger.clone()));
+        Ok((snapshots, Memory::default()))
+    }
+
+    /// A recovery. Returns the states on the way, if they are wanted.
+    fn recover(
+        &mut self,
+        stopped: &Stopped,
+        on_the_way: bool,
+    ) -> Result<Vec<(Image, Tables)>, String> {
+        self.numbers.recoveries += 1;
+        let state = self.state(&stopped.image, &stopped.ledger);
+        if on_the_way {
+            state.borrow_mut().snapshots = Some(Vec::new());
+        }
+        let before = check::brought(&stopped.image);
+        let none = Absent::default();
+        let started = start(&state, &self.config, &self.dummies, stopped.suspect, none);
+        let (mut process, _) = started.map_err(|end| format!("recovery: {}", told(end)))?;
+        let snapshots = state.borrow_mut().snapshots.take().unwrap_or_default();
+        let mut memory = self.memory.clone();
+        {
+            let state = state.borrow();
+            check::nothing_lost(&before, &state.image, &state.ledger)?;
+            check::settled(&state, &mut memory)?;
+            world::recovers_to_itself(&state, &self.config, &self.dummies, none)?;
+        }
+        // The drain.
+        for _ in 0..3 {
+            let forced = BTreeSet::new();
+            let ran = process.round(&state, &self.config, &self.dummies, &forced, 12, 0);
+            ran.map_err(|end| format!("drain: {}", told(end)))?;
+        }
+        let closed = process.close(&state);
+        closed.map_err(|end| format!("close: {}", told(end)))?;
+        let mut state = state.borrow_mut();
+        check::nothing_lost(&before, &state.image, &state.ledger)?;
+        check::settled(&state, &mut memory)?;
+        check::drained(&state, |_, _, _| false)?;
+        state.image.cut(Survivors::None);
+        check::settled(&state, &mut memory)?;
+        Ok(snapshots)
+    }
+
+    fn explore(&mut self, kinds: &[Kind]) -> Checked {
+        let (moments, memory) = self.batch(kinds)?;
+        self.memory = memory;
+        self.numbers.workloads += 1;
+        for (at, (image, ledger)) in moments.iter().enumerate() {
+            for stopped in self.crashes(image, ledger, QUESTIONS_MAX) {
+                let whole = hash(&stopped);
+                if !self.good.insert(whole) {
+                    continue;
+                }
+                self.numbers.states += 1;
+                let context = |what: String| {
+                    let how = if stopped.suspect { "kill" } else { "cut" };
+                    format!("{kinds:?}, {how} at state {at}: {what}")
+                };
+                let on_the_way = self.recover(&stopped, true).map_err(context)?;
+                for (again, (image, ledger)) in on_the_way.iter().enumerate() {
+                    for second in self.crashes(image, ledger, QUESTIONS_MAX_AGAIN) {
+                        if !self.good.insert(hash(&second)) {
+                            continue;
+                        }
+                        self.numbers.again += 1;
+                        let how = if second.suspect { "kill" } else { "cut" };
+                        self.recover(&second, false)
+                            .map_err(|what| context(format!("{how} again at {again}: {what}")))?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn told(end: End) -> String {
+    match end {
+        End::Violated(what) => what,
+        End::Failed(failure) => failure.to_string(),
+        End::Crashed(crash) => format!("{crash:?}"),
+    }
+}
+
+/// Every multiset of up to `most` kinds, small ones first.
+fn workloads(most: usize) -> Vec<Vec<Kind>> {
+    let mut all: Vec<Vec<Kind>> = Vec::new();
+    let mut last: Vec<Vec<usize>> = vec![Vec::new()];
+    for _ in 0..most {
+        let mut longer = Vec::new();
+        for chosen in &last {
+            let from = chosen.last().copied().unwrap_or(0);
+            longer.extend((from..KINDS.len()).map(|kind| [chosen.as_slice(), &[kind]].concat()));
+        }
+        all.extend(
+            longer
+                .iter()
+                .map(|list| list.iter().map(|&kind| KINDS[kind]).collect()),
+        );
+        last = longer;
+    }
+    all
+}
+
+#[test]
+fn every_small_workload_survives_a_crash_everywhere_and_another_one_during_recovery() {
+    let workloads = workloads(crate::seeds::number("RINGEST_SIM_FILES", 2) as usize);
+    let began = Instant::now();
+    let next = AtomicUsize::new(0);
+    let failed: Mutex<Option<String>> = Mutex::new(None);
+    let total = Mutex::new(Numbers::default());
+    let threads = std::thread::available_parallelism().map_or(1, |cores| cores.get());
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                let mut explorer = Explorer {
+                    config: config(),
+                    dummies: Dummies::new(),
+                    good: HashSet::new(),
+                    memory: Memory::default(),
+                    numbers: Numbers::default(),
+                };
+                while let Some(kinds) = workloads.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    if let Err(what) = explorer.explore(kinds) {
+                        next.store(workloads.len(), Ordering::Relaxed);
+                        failed.lock().unwrap().get_or_insert(what);
+                    }
+                    explorer.good.clear();
+                }
+                let mut total = total.lock().unwrap();
+                let numbers = explorer.numbers;
+                total.workloads += numbers.workloads;
+                total.states += numbers.states;
+                total.again += numbers.again;
+                total.recoveries += numbers.recoveries;
+            });
+        }
+    });
+    let total = *total.lock().unwrap();
+    eprintln!("exhaustive core in {:.1?}: {total:?}", began.elapsed());
+    if let Some(what) = failed.into_inner().unwrap() {
+        panic!("{what}");
+    }
+    assert_eq!(total.workloads as usize, workloads.len());
+}
