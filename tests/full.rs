@@ -279,7 +279,7 @@ fn a_full_warehouse_on_another_filesystem_pauses_intake_and_keeps_no_copies() {
     // Those that fitted were placed; those that were begun are gone, but for the one that finds out about room.
     let used = (2 << 20) - 300_000 * site.placed_files().len() as u64;
     wait_until("no copy takes space", || {
-        image.free_bytes() + (128 << 10) >= used
+        image.free_bytes() + 300_000 + (128 << 10) >= used
     });
     running.kill();
     pauses_and_goes_on(On::Warehouse, &image, &site);

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value};
 
 use super::{KEYS, Key, Origin, SettingsError};
-use crate::trial::points;
+use crate::trial::{mutants, points};
 
 /// The words given for each key, as typed. A key that is absent was not given.
 pub type Words = BTreeMap<&'static str, Vec<OsString>>;
@@ -58,7 +58,7 @@ impl Environment {
                 environment.config = Some(value.into());
             } else if name == DISABLE_VARIABLE {
                 environment.disable = Some(value.clone());
-            } else if name != points::VARIABLE {
+            } else if name != points::VARIABLE && name != mutants::VARIABLE {
                 let known = KEYS.iter().map(Key::variable);
                 let known = known.chain([CONFIG_VARIABLE.into(), DISABLE_VARIABLE.into()]);
                 let hint = nearest(&name, known);

@@ -1,12 +1,14 @@
 //! Deliberate faults in the commit and recovery code, to see that the tests notice each. Only a build with
 //! `--cfg ringest_mutants` has them; there `RINGEST_MUTANT` chooses one. Anywhere else [`on`] is a constant.
 
+/// The variable that chooses one.
+pub const VARIABLE: &str = "RINGEST_MUTANT";
+
 #[cfg(ringest_mutants)]
 use std::sync::LazyLock;
 
 #[cfg(ringest_mutants)]
-static CHOSEN: LazyLock<String> =
-    LazyLock::new(|| std::env::var("RINGEST_MUTANT").unwrap_or_default());
+static CHOSEN: LazyLock<String> = LazyLock::new(|| std::env::var(VARIABLE).unwrap_or_default());
 
 /// Whether this fault is to be committed.
 #[cfg(not(ringest_mutants))]
@@ -59,17 +61,25 @@ pub const fn altered<S: Copy>(steps: &[S]) -> &[S] {
     steps
 }
 
-/// The steps of a protocol without the one that `skip:STEP` names, or with the one that `late:STEP` names after the
-/// next.
+/// The steps of a protocol without the one that `skip:STEP` names, or with the one that `after:STEP:OTHER` names moved to
+/// after the other.
 #[cfg(ringest_mutants)]
 pub fn altered<S: Copy + std::fmt::Debug>(steps: &[S]) -> Vec<S> {
     let mut steps = steps.to_vec();
     let place = |name: &str| steps.iter().position(|step| format!("{step:?}") == name);
-    match CHOSEN.split_once(':').map(|(how, name)| (how, place(name))) {
-        Some(("skip", Some(at))) => {
-            steps.remove(at);
+    let words: Vec<&str> = CHOSEN.split(':').collect();
+    match words[..] {
+        ["skip", name] => {
+            if let Some(at) = place(name) {
+                steps.remove(at);
+            }
         }
-        Some(("late", Some(at))) if at + 1 < steps.len() => steps.swap(at, at + 1),
+        ["after", name, other] => {
+            if let (Some(from), Some(to)) = (place(name), place(other)) {
+                let step = steps.remove(from);
+                steps.insert(to, step);
+            }
+        }
         _ => {}
     }
     steps

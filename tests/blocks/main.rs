@@ -14,7 +14,6 @@ mod record;
 mod replay;
 mod server;
 
-use std::io::Write;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -36,11 +35,6 @@ const CELLS: &[(&str, &[Kind])] = &[
     ("ext4 to xfs", &[Kind::Ext4, Kind::Xfs]),
     ("btrfs to ext4", &[Kind::Btrfs, Kind::Ext4]),
 ];
-
-/// Says something past the capture of the test harness.
-fn say(text: &str) {
-    let _ = writeln!(std::io::stderr(), "{text}");
-}
 
 /// Whether the tests of this file can run here.
 fn can_run() -> bool {
@@ -96,7 +90,7 @@ fn what_was_acknowledged_survives_every_cut_that_the_disk_may_make_of_it() {
         }
     });
     let totals = totals.into_inner().expect("totals");
-    say(&format!("blocks: {totals}, seed {seed}"));
+    support::counts::say(&format!("{totals}; seed {seed}"));
     assert_eq!(totals.unmountable, Vec::<String>::new());
     assert_eq!(totals.violations, Vec::<String>::new());
     assert_eq!(totals.states.values().sum::<usize>(), states);

@@ -126,7 +126,7 @@ fn nothing_is_lost_or_doubled_by_a_kill_or_a_power_cut_at_any_point() {
         }
     });
     let count = |of: &dyn Fn(&Cell) -> bool| cells.iter().filter(|cell| of(cell)).count();
-    println!(
+    support::counts::say(&format!(
         "{} cells: {} points × kill {}, cut {} × same {}, other {}, each {} × ext4 {}, xfs {}, btrfs {}; \
          {} files acknowledged before a crash; {:.0?}",
         cells.len(),
@@ -141,7 +141,7 @@ fn nothing_is_lost_or_doubled_by_a_kill_or_a_power_cut_at_any_point() {
         count(&|cell| cell.fs == Fs::Btrfs),
         acknowledged.into_inner(),
         start.elapsed()
-    );
+    ));
 }
 
 fn number(variable: &str) -> Option<u64> {
@@ -198,10 +198,10 @@ fn nothing_is_lost_or_doubled_by_power_cuts_at_random_moments() {
             });
         }
     });
-    println!(
+    support::counts::say(&format!(
         "{} random cuts, {}, 0 violations; {:.0?}",
         cuts.into_inner(),
         total.into_inner().expect("sum"),
         start.elapsed()
-    );
+    ));
 }

@@ -1,6 +1,6 @@
 //! The exhaustive core: small workloads, crashed everywhere.
 //!
-//! *Enumerated*: every multiset of one and two (`RINGEST_SIM_FILES`: three) files over the seven kinds of [`Kind`]; a crash of its batch before every event that
+//! *Enumerated*: every multiset of one to three files (`RINGEST_SIM_FILES`) over the seven kinds of [`Kind`]; a crash of its batch before every event that
 //! finds a new state (a crash between two events that change nothing leaves the same), as a kill and as power cuts; a crash of the recovery
 //! from there, before each of its events likewise; then a recovery that is let be, and the drain. After both, every
 //! invariant of [`check`](crate::check) is looked at, and that a further recovery changes nothing.
@@ -325,7 +325,8 @@ fn workloads(most: usize) -> Vec<Vec<Kind>> {
 
 #[test]
 fn every_small_workload_survives_a_crash_everywhere_and_another_one_during_recovery() {
-    let workloads = workloads(crate::seeds::number("RINGEST_SIM_FILES", 2) as usize);
+    let files = crate::seeds::number("RINGEST_SIM_FILES", 3) as usize;
+    let workloads = workloads(files);
     let began = Instant::now();
     let next = AtomicUsize::new(0);
     let failed: Mutex<Option<String>> = Mutex::new(None);
@@ -358,7 +359,14 @@ fn every_small_workload_survives_a_crash_everywhere_and_another_one_during_recov
         }
     });
     let total = *total.lock().unwrap();
-    eprintln!("exhaustive core in {:.1?}: {total:?}", began.elapsed());
+    crate::counts::say(&format!(
+        "{} workloads of up to {files} files: {} states after a crash, {} after another during recovery, {} recoveries; {:.1?}",
+        total.workloads,
+        total.states,
+        total.again,
+        total.recoveries,
+        began.elapsed()
+    ));
     if let Some(what) = failed.into_inner().unwrap() {
         panic!("{what}");
     }

@@ -13,12 +13,14 @@
 //! | variable | meaning |
 //! |---|---|
 //! | `RINGEST_SIM_SEEDS` | how many seeds are run (default: 2,000) |
-//! | `RINGEST_SIM_FILES` | most files of a workload of the exhaustive core (default: 2) |
+//! | `RINGEST_SIM_FILES` | most files of a workload of the exhaustive core (default: 3) |
 //! | `RINGEST_SIM_FIRST_SEED` | the first of them (default: 1) |
 //! | `RINGEST_SIM_SEED` | the seed that `replay` runs, with a trace of every event |
 //! | `RINGEST_SIM_KEEP` | the numbers of its steps that are run, as a failure prints them |
 
 mod check;
+#[path = "../support/counts.rs"]
+mod counts;
 mod disk;
 mod exhaustive;
 mod ledger;

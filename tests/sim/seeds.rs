@@ -246,10 +246,10 @@ fn no_seed_loses_a_file_or_lands_it_twice() {
         }
     });
     let counts = *total.lock().unwrap();
-    eprintln!(
-        "{count} seeds from {first} in {:.1?}: {counts:?}",
+    crate::counts::say(&format!(
+        "{count} seeds from {first}, {counts}; {:.1?}",
         began.elapsed()
-    );
+    ));
     if let Some(report) = failed.into_inner().unwrap() {
         panic!("{report}");
     }

@@ -548,6 +548,27 @@ pub struct Counts {
     pub undone: u64,
 }
 
+impl std::fmt::Display for Counts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Counts {
+            events,
+            kills,
+            cuts,
+            failures,
+            recoveries,
+            ingested,
+            duplicates,
+            quarantined,
+            undone,
+        } = self;
+        write!(
+            f,
+            "{events} events, {kills} kills, {cuts} power cuts, {failures} failures, {recoveries} recoveries, {ingested} ingested, \
+             {duplicates} duplicates, {quarantined} quarantined, {undone} undone"
+        )
+    }
+}
+
 impl std::ops::AddAssign for Counts {
     fn add_assign(&mut self, other: Counts) {
         self.events += other.events;

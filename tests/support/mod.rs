@@ -15,6 +15,7 @@
 #![allow(dead_code, unused_imports)]
 
 mod content;
+pub mod counts;
 mod manifest;
 mod process;
 mod site;
