@@ -103,7 +103,7 @@ struct Fields {
     ingested_at: String,
 }
 
-/// Reads a line, newline included: the inverse of [`line`]. The error says what is wrong with it.
+/// Reads a line, newline included: the inverse of [`line()`]. The error says what is wrong with it.
 pub fn parse(line: &[u8]) -> Result<Stated, String> {
     let json = line
         .strip_suffix(b"\n")
