@@ -138,7 +138,7 @@ impl Disk {
             _directory: directory,
         };
         let mkfs = kind.mkfs();
-        output(Command::new(mkfs[0]).args(&mkfs[1..]).arg(&disk.device));
+        crate::support::make_filesystem(Command::new(mkfs[0]).args(&mkfs[1..]).arg(&disk.device));
         disk
     }
 

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::support::{PATIENCE, has_program, is_root, skip};
+use crate::support::{PATIENCE, has_program, is_root, make_filesystem, skip};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Fs {
@@ -80,7 +80,8 @@ impl Disk {
         let image = fs::File::create(&disk.image).expect("make an image");
         image.set_len(fs.image_bytes()).expect("make an image");
         let mkfs = format!("mkfs.{}", fs.name());
-        run(&mkfs, [OsStr::new("-q"), disk.image.as_os_str()]);
+        let words = [OsStr::new("-q"), disk.image.as_os_str()];
+        make_filesystem(&mut command(&mkfs, words));
         disk.mount();
         disk
     }

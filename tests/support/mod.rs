@@ -58,6 +58,22 @@ pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
+/// Makes a filesystem. mkfs.btrfs looks at every loop device there is, and fails if another test lets go of one just then.
+pub fn make_filesystem(mkfs: &mut std::process::Command) {
+    let start = Instant::now();
+    loop {
+        let done = mkfs
+            .output()
+            .unwrap_or_else(|e| panic!("start {mkfs:?}: {e}"));
+        if done.status.success() {
+            return;
+        }
+        let said = String::from_utf8_lossy(&done.stderr);
+        assert!(start.elapsed() < PATIENCE, "{mkfs:?}: {said}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
 /// Whether this process may do what only root may.
 pub fn is_root() -> bool {
     rustix::process::geteuid().is_root()
