@@ -6,23 +6,12 @@ mod support;
 
 use std::process::Command;
 
-use support::{Finished, Running, Site, has_program, skip};
+use support::{Finished, Running, Site, has_program, skip, through};
 
 /// `command` in a process whose io_uring_setup answers EPERM.
 fn without_ring(command: &Command) -> Command {
-    let mut wrapped = Command::new("python3");
-    wrapped.arg(concat!(
-        env!("CARGO_MANIFEST_DIR"),
-        "/tests/support/no-uring.py"
-    ));
-    wrapped.arg(command.get_program()).args(command.get_args());
-    for (name, value) in command.get_envs() {
-        match value {
-            Some(value) => wrapped.env(name, value),
-            None => wrapped.env_remove(name),
-        };
-    }
-    wrapped
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/no-uring.py");
+    through(&["python3", script], command)
 }
 
 #[test]

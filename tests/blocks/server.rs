@@ -16,7 +16,7 @@ use rustix::mount::{MountFlags, UnmountFlags};
 use tempfile::TempDir;
 
 use crate::log::{DiskId, Image, Log, Op};
-use crate::support::PATIENCE;
+use crate::support::{PATIENCE, make_filesystem, output};
 
 /// Which requests fail with EIO.
 #[derive(Default)]
@@ -138,7 +138,7 @@ impl Disk {
             _directory: directory,
         };
         let mkfs = kind.mkfs();
-        crate::support::make_filesystem(Command::new(mkfs[0]).args(&mkfs[1..]).arg(&disk.device));
+        make_filesystem(Command::new(mkfs[0]).args(&mkfs[1..]).arg(&disk.device));
         disk
     }
 
@@ -221,19 +221,6 @@ fn unmount(path: &Path) -> std::io::Result<()> {
             unmounted => return Ok(unmounted?),
         }
     }
-}
-
-/// Runs a program that must end well.
-fn output(command: &mut Command) -> String {
-    let done = command
-        .output()
-        .unwrap_or_else(|e| panic!("start {command:?}: {e}"));
-    assert!(
-        done.status.success(),
-        "{command:?}: {}",
-        String::from_utf8_lossy(&done.stderr)
-    );
-    String::from_utf8_lossy(&done.stdout).into_owned()
 }
 
 /// One file, `disk`, in a directory. Does one request after the other.

@@ -119,8 +119,8 @@ impl Place<'_> {
         }
         let status = program.kill(crash == Crash::KillGroup);
         if crash == Crash::Cut {
-            // Nobody has heard what it said after the power went. A sync that was under way may even have been said to have
-            // worked: ext4 does not report that it could not convert an unwritten extent.
+            // No power cut lets a process speak afterwards. Here it goes on for a moment, and what it then says of syncs that
+            // were under way was seen to be wrong; why is not known.
             let log = std::fs::File::options().write(true).open(&self.log);
             log.and_then(|log| log.set_len(said)).expect("cut the log");
             for disk in &mut self.disks {

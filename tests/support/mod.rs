@@ -58,6 +58,33 @@ pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
+/// Runs a program that must end well.
+pub fn output(command: &mut std::process::Command) -> String {
+    let done = command
+        .output()
+        .unwrap_or_else(|e| panic!("start {command:?}: {e}"));
+    assert!(
+        done.status.success(),
+        "{command:?}: {}",
+        String::from_utf8_lossy(&done.stderr)
+    );
+    String::from_utf8_lossy(&done.stdout).into_owned()
+}
+
+/// `command`, started through a program with arguments.
+pub fn through(wrapper: &[&str], command: &std::process::Command) -> std::process::Command {
+    let mut wrapped = std::process::Command::new(wrapper[0]);
+    wrapped.args(&wrapper[1..]);
+    wrapped.arg(command.get_program()).args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => wrapped.env(name, value),
+            None => wrapped.env_remove(name),
+        };
+    }
+    wrapped
+}
+
 /// Makes a filesystem. mkfs.btrfs looks at every loop device there is, and fails if another test lets go of one just then.
 pub fn make_filesystem(mkfs: &mut std::process::Command) {
     let start = Instant::now();
