@@ -33,7 +33,7 @@ use crate::pipeline::queue::Queue;
 use crate::pipeline::read::{Reader, ReaderShared};
 use crate::pipeline::record::{KeptSet, Place, Recorder, RecorderParts};
 use crate::pipeline::{Candidate, Staged, Verdicts};
-use crate::session::{self, Session};
+use crate::session::{self, Session, Suspicion};
 use crate::settings::{Concurrency, Durability, IoChoice, Settings};
 
 /// Settled files that wait for a reader at most.
@@ -174,6 +174,7 @@ impl Flow {
         if !session.opening.clean || recovery != events::Recovered::default() {
             events::recovery_summary(&recovery);
         }
+        let suspicion = session.suspicion.map(Suspicion::until_now);
         recorder.begin_session()?;
 
         let readers = match settings.concurrency {
@@ -205,7 +206,7 @@ impl Flow {
                 false => settings.io,
             },
             unnamed_copies: !settings.disable.tmpfile,
-            suspicion: session.suspicion,
+            suspicion,
             disk,
             lease_signal,
             stopping: Arc::clone(&stop),

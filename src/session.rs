@@ -336,6 +336,17 @@ pub struct Suspicion {
     pub sync_failed: bool,
 }
 
+impl Suspicion {
+    /// The same, of everything until now: a file that recovery took back has a ctime of this moment, and what the cache
+    /// shows of it is no better for that.
+    pub fn until_now(self) -> Suspicion {
+        Suspicion {
+            until: clock::realtime(),
+            ..self
+        }
+    }
+}
+
 /// What the file holds.
 #[derive(Debug, Serialize, Deserialize)]
 struct Suspect {

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use serde_json::Value;
+use support::program::{Program, State};
 use support::{
     Finished, PATIENCE, Random, Running, Site, files_beneath, is_root, skip, wait_until,
 };
@@ -394,18 +395,9 @@ fn a_start_that_waits_for_room_for_what_is_placed_ends_when_asked() {
     let site = waiting_site(On::Manifests, &image, 4096);
     let mut command = site.run(&[]);
     command.env("RINGEST_STOP_AT", "placed");
-    let mut stopped = Running::spawn(command);
-    wait_until("all are placed", || !site.placed_files().is_empty());
-    // It stops itself once the batch is placed.
-    let stat = PathBuf::from(format!("/proc/{}/stat", stopped.id()));
-    wait_until("it has stopped", || {
-        let stat = fs::read_to_string(&stat).expect("read its state");
-        stat.rsplit(')')
-            .next()
-            .is_some_and(|rest| rest.trim_start().starts_with('T'))
-    });
-    assert!(!stopped.has_ended());
-    stopped.kill();
+    let mut stopped = Program::start(command, &site.root.join("stopped.log"));
+    assert_eq!(stopped.wait(), State::Stopped);
+    stopped.kill(false);
     // What was reserved for these lines is given away: the file is as long as what was written to it.
     for file in files_beneath(&site.manifests) {
         if file.ends_with("manifest.jsonl") {

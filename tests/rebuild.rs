@@ -10,9 +10,9 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use support::program::{Program, State};
 use support::{
     Finished, Random, RunArgs, Running, Site, files_beneath, sha256, sha256_of_file, tree,
-    wait_until,
 };
 
 const QUICK: RunArgs = &["--mode", "closed", "--stability-seconds", "0.1"];
@@ -153,15 +153,10 @@ fn copies_across_filesystems_are_known_again_and_their_sources_go() {
 fn stop_at(site: &Site, point: &str, args: RunArgs) {
     let mut command = site.run(args);
     command.arg("--once").env("RINGEST_STOP_AT", point);
-    let mut running = Running::spawn(command);
-    let stat = format!("/proc/{}/stat", running.id());
-    wait_until(&format!("it stops at {point} or ends"), || {
-        let state = fs::read_to_string(&stat).unwrap_or_default();
-        running.has_ended() || state.rsplit(')').next().unwrap_or("").starts_with(" T")
-    });
-    match running.has_ended() {
-        true => drop(running.finish().ok()),
-        false => drop(running.kill()),
+    let mut program = Program::start(command, &site.root.join("stopped.log"));
+    match program.wait() {
+        State::Stopped => drop(program.kill(false)),
+        State::Ended(status) => assert_eq!(status.code(), Some(0), "{point}"),
     }
 }
 

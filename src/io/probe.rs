@@ -11,7 +11,9 @@ use std::process;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use io_uring::IoUring;
-use rustix::fs::{Access, AtFlags, CWD, Dir, FileType, Mode, OFlags, RenameFlags, ResolveFlags};
+use rustix::fs::{
+    Access, AtFlags, CWD, Dir, FileType, Mode, OFlags, RenameFlags, ResolveFlags, StatFs,
+};
 use rustix::io::Errno;
 use rustix::process::{Pid, test_kill_process};
 use serde::Serialize;
@@ -34,6 +36,8 @@ pub struct FsKind {
     pub fuse: bool,
 }
 
+/// `f_type` of btrfs.
+pub const BTRFS: u64 = 0x9123_683e;
 const OVERLAY: u64 = 0x794c_7630;
 const FUSE: u64 = 0x6573_5546;
 
@@ -42,7 +46,7 @@ const FUSE: u64 = 0x6573_5546;
 const MAGICS: &[(u64, &str, bool)] = &[
     (0xef53, "ext4", false),
     (0x5846_5342, "xfs", false),
-    (0x9123_683e, "btrfs", false),
+    (BTRFS, "btrfs", false),
     (0x0102_1994, "tmpfs", false),
     (OVERLAY, "overlay", false),
     (0x2fc1_2fc1, "zfs", false),
@@ -72,13 +76,25 @@ const MAGICS: &[(u64, &str, bool)] = &[
     (0x786f_4256, "vboxsf", true),
 ];
 
+/// The type of the filesystem that an open file lies on, as in [`FsKind::magic`].
+///
+/// # Errors
+/// Of fstatfs.
+pub fn magic_of(fd: impl AsFd) -> io::Result<u64> {
+    Ok(magic(&rustix::fs::fstatfs(fd)?))
+}
+
+fn magic(statfs: &StatFs) -> u64 {
+    // The upper half is a sign extension where there is one.
+    statfs.f_type as u64 & 0xffff_ffff
+}
+
 /// The filesystem a path lies on.
 ///
 /// # Errors
 /// Of statfs: the path is not there or cannot be reached.
 pub fn filesystem(path: &Path) -> io::Result<FsKind> {
-    // The upper half is a sign extension where there is one.
-    let magic = rustix::fs::statfs(path)?.f_type as u64 & 0xffff_ffff;
+    let magic = magic(&rustix::fs::statfs(path)?);
     let (name, network) = match MAGICS.iter().find(|known| known.0 == magic) {
         Some(&(_, name, network)) => (name.into(), network),
         None => (format!("{magic:#x}").into(), false),

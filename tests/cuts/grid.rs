@@ -10,7 +10,7 @@ use crate::history::{History, Manner};
 use crate::image::Fs;
 use crate::place::{Crash, Layout, Machine, Place};
 use crate::points::{Meddle, Needs, Row};
-use crate::program::{Log, Program, State};
+use crate::support::program::{Log, Program, State};
 use crate::support::{Random, files_beneath};
 
 #[derive(Debug, Clone, Copy)]

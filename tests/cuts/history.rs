@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use crate::place::Crash;
-use crate::program::Log;
+use crate::support::program::Log;
 use crate::support::{Site, files_beneath, sha256, sha256_of_file};
 
 /// Suffix of a file that says that another one is finished.

@@ -15,7 +15,6 @@ mod history;
 mod image;
 mod place;
 mod points;
-mod program;
 mod random;
 mod starts;
 

@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use crate::image::{Disk, Fs};
-use crate::program::{Program, State};
 use crate::support::Site;
+use crate::support::program::{Program, State};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Layout {

@@ -9,8 +9,8 @@ use crate::grid::{INPUTS, Saying, command, ends_well};
 use crate::history::{History, Manner};
 use crate::image::Fs;
 use crate::place::{Crash, Layout, Machine, Place};
-use crate::program::{Log, Program};
 use crate::support::Random;
+use crate::support::program::{Log, Program};
 
 /// Power cuts that one site lives through, at most.
 const CUTS_OF_A_SITE: u64 = 12;
@@ -80,7 +80,7 @@ pub fn one_site(
     sum: &mut Sum,
 ) -> u64 {
     // btrfs less often: its images are copied.
-    let kind = [0, 0, 0, 1, 1, 2, 3][random.below(7) as usize];
+    let kind = [0, 0, 0, 1, 1, 2, 2, 3][random.below(8) as usize];
     let layout = Layout::ALL[[0, 0, 0, 1, 1, 2][random.below(6) as usize]];
     let machine = machines.get(kind, directory);
     let mut place = machine.place(layout, name);

@@ -4,7 +4,7 @@ use std::thread;
 
 use rustix::process::Signal;
 
-use crate::program::{Log, Program, State};
+use crate::support::program::{Log, Program, State};
 use crate::support::{Site, wait_until};
 
 const RACES: usize = 100;

@@ -970,6 +970,10 @@ pub struct State {
     pub violation: Option<String>,
     /// Files that readers hold open for the recorder.
     pub staged: Vec<Id>,
+    /// The cache may show what the disk does not hold: the recorder must not believe it.
+    pub suspect: bool,
+    /// Files of which it has dropped what the cache holds.
+    forgotten: BTreeSet<Id>,
     pub trace: bool,
     /// States before each event that had a new one.
     pub snapshots: Option<Vec<(Image, Tables)>>,
@@ -995,6 +999,8 @@ impl State {
             crash: None,
             violation: None,
             staged: Vec::new(),
+            suspect: false,
+            forgotten: BTreeSet::new(),
             trace: false,
             snapshots: None,
             on_placed: Vec::new(),
@@ -1011,6 +1017,8 @@ impl State {
         self.sync_failed = false;
         self.crash = None;
         self.staged.clear();
+        self.suspect = false;
+        self.forgotten.clear();
         self.on_placed.clear();
         self.withdraw_on_intents.clear();
     }
@@ -1023,6 +1031,12 @@ impl State {
     pub fn violate(&mut self, what: String) -> ! {
         self.violation.get_or_insert(what);
         std::panic::resume_unwind(Box::new(Crashed))
+    }
+
+    /// Drops what the cache holds of a file.
+    pub fn forget(&mut self, id: Id) {
+        self.image.drop_clean(id);
+        self.forgotten.insert(id);
     }
 
     /// One event. The error is what the kernel answers instead of doing it.
@@ -1420,6 +1434,13 @@ impl Disk for SimDisk {
             Op::Read,
             |_| format!("read_at {} {offset}", file.id),
             |state| {
+                let stored = state.image.inode(file.id).role == Role::Warehouse;
+                if state.suspect && stored && !state.forgotten.contains(&file.id) {
+                    state.violate(format!(
+                        "stored file {} is read from a suspect cache",
+                        file.id
+                    ));
+                }
                 let bytes = &state.image.data(file.id).cache;
                 let rest = bytes.get(offset as usize..).unwrap_or_default();
                 let length = rest.len().min(buffer.len());
@@ -1465,7 +1486,7 @@ impl Disk for SimDisk {
 
     fn forget_cached(&self, file: &SimFile) -> io::Result<()> {
         self.sync("forget_cached", &[file.id])?;
-        self.0.borrow_mut().image.drop_clean(file.id);
+        self.0.borrow_mut().forget(file.id);
         Ok(())
     }
 

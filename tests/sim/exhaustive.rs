@@ -259,6 +259,7 @@ impl Explorer {
         check::drained(&state, |_, _, _| false)?;
         state.image.cut(Survivors::None);
         check::settled(&state, &mut memory)?;
+        check::drained(&state, |_, _, _| false)?;
         Ok(snapshots)
     }
 

@@ -189,12 +189,13 @@ pub fn start(
     suspect: bool,
     absent: Absent,
 ) -> Result<(Process, Recovery), End> {
+    state.borrow_mut().suspect = suspect;
     guarded(state, || {
         let mut ledger = SimLedger(state.clone());
         let opening = ledger.open_session()?;
         dummies.metrics.restore(opening.totals);
         let kept = Arc::new(KeptSet::default());
-        let (parts, inputs, suspect_until) = {
+        let (parts, inputs) = {
             let state_ref = state.borrow();
             for entry in state_ref.ledger.kept() {
                 kept.add(&entry);
@@ -214,11 +215,6 @@ pub fn start(
                 .filter(|&number| absent.gone != Some(number) && absent.former != Some(number))
                 .map(|number| Arc::new(input(&state_ref.image, config, dummies, number)))
                 .collect();
-            let now = state_ref.image.now;
-            let suspect_until = suspect.then(|| Timestamp {
-                seconds: 1_700_000_000 + (now / 1_000_000_000) as i64,
-                nanos: (now % 1_000_000_000) as u32,
-            });
             let parts = RecorderParts {
                 disk: SimDisk(state.clone()),
                 ledger,
@@ -234,10 +230,15 @@ pub fn start(
                 stop: Arc::default(),
                 pause_max: None,
             };
-            (parts, inputs, suspect_until)
+            (parts, inputs)
         };
         let mut recorder = Recorder::new(parts, &opening);
         let recovery = recorder.recover(&opening)?;
+        let now = state.borrow().image.now;
+        let suspect_until = suspect.then(|| Timestamp {
+            seconds: 1_700_000_000 + (now / 1_000_000_000) as i64,
+            nanos: (now % 1_000_000_000) as u32,
+        });
         recorder.begin_session()?;
         let process = Process {
             recorder,
@@ -404,7 +405,7 @@ fn read(
     let file = disk.open(&dir, path.file_name().unwrap_or_default())?;
     let stat = disk.stat_file(&file)?;
     if suspect_until.is_some_and(|until| stat.identity.ctime <= until) {
-        state.borrow_mut().image.drop_clean(file.id);
+        state.borrow_mut().forget(file.id);
     }
     let mut bytes = vec![0; stat.identity.size as usize];
     disk.read_at(&file, &mut bytes, 0)?;

@@ -18,6 +18,7 @@ mod content;
 pub mod counts;
 mod manifest;
 mod process;
+pub mod program;
 mod site;
 
 pub use content::{Random, sha256, sha256_of_file};

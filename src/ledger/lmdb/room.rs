@@ -15,6 +15,7 @@ use rustix::io::Errno;
 
 use crate::failure::Failure;
 use crate::io::disk::allocate;
+use crate::io::probe;
 use crate::pipeline::is_no_room;
 
 use super::{Lmdb, Table, TxnError};
@@ -160,7 +161,7 @@ impl Lmdb {
         let end = (trees.last_page + 1) * self.page_bytes + bytes;
         let in_place = match self.room.in_place {
             Some(in_place) => in_place,
-            None => IN_PLACE.contains(&(rustix::fs::fstatfs(file)?.f_type as u64 & 0xffff_ffff)),
+            None => IN_PLACE.contains(&probe::magic_of(file)?),
         };
         self.room.in_place = Some(in_place);
         if in_place && end <= self.room.allocated_to {

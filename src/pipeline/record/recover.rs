@@ -7,7 +7,7 @@
 //! | 3 (A) | intent, neither name | drops it: withdrawn; nothing was acknowledged |
 //! | 3 (A) | a number given out without intent or record | leaves a void row |
 //! | 4, 5 | intent, its inode at the destination, digest right | goes on at step 5 |
-//! | 4, 5 | the same, and its source too (a rename of which one directory is durable) | makes the destination durable, removes the source name, goes on |
+//! | 4, 5 | the same, and its source too (a rename of which one directory is durable) | removes the source name, goes on |
 //! | 4, 5 | intent, its inode at the destination, digest wrong | undoes it |
 //! | 4, 5 | another inode at the destination, its source still there | leaves it; drops the intent |
 //! | 4, 5 | another inode at the destination, its source not (a file that replaced it was moved instead) | undoes it |
@@ -342,20 +342,14 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
                 "finished"
             }
             Action::RemoveSourceAndFinish => {
-                // A name is never removed before its other name is durable.
-                if !mutants::on("source_removed_unsynced") {
-                    self.sync_all(dirs, [(Root::Warehouse, parent(&arrival.placed))].into())?;
-                }
+                // Both names are durable: after a kill everything was synced first, after a power cut they were on the disk.
                 self.unlink_exactly(dirs, source, &arrival)?;
                 touched.insert((source, parent(&arrival.path)));
                 recovery.finished += 1;
                 "finished"
             }
             Action::RemoveDestination => {
-                // Staging has the file, durably, before the other name goes.
-                if !mutants::on("destination_removed_unsynced") {
-                    self.sync_all(dirs, [(source, parent(&arrival.path))].into())?;
-                }
+                // Staging has the file, durably, for the same reason.
                 let failed = |error| Failure::io("take back", &self.placed_path(&arrival), &error);
                 let dir = self
                     .dir_of(dirs, Root::Warehouse, &arrival.placed, false)?

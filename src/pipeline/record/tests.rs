@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use sha2::Digest as _;
 
+use crate::failure::{Exit, Failure};
 use crate::io::clock::WallClock;
 use crate::io::{Clock, RealDisk, open, stat};
 use crate::ledger::lmdb::Lmdb;
@@ -113,6 +114,10 @@ impl Site {
 
     /// One start: recovers, and ends the session.
     fn recover(&self) -> Recovered {
+        self.try_recover().unwrap()
+    }
+
+    fn try_recover(&self) -> Result<Recovered, Failure> {
         let mut ledger = self.ledger();
         let opening = ledger.open_session().unwrap();
         let place = |name: &str| Place {
@@ -140,9 +145,9 @@ impl Site {
             pause_max: None,
         };
         let mut recorder: Recorder<RealDisk, Lmdb> = Recorder::new(parts, &opening);
-        let recovered = recorder.recover(&opening).unwrap();
-        recorder.close("{}".into()).unwrap();
-        recovered
+        let recovered = recorder.recover(&opening)?;
+        recorder.close("{}".into())?;
+        Ok(recovered)
     }
 
     /// Recovers, and once more, which must find nothing to do; then everything agrees.
@@ -164,11 +169,15 @@ impl Site {
         recovered
     }
 
-    fn outcome(&self, seq: u64) -> Option<Outcome> {
+    fn record(&self, seq: u64) -> Option<Arrival> {
         match self.ledger().record_of(seq).unwrap().unwrap().state {
-            RecordState::Done { arrival, .. } => Some(arrival.outcome),
+            RecordState::Done { arrival, .. } => Some(arrival),
             RecordState::Void => None,
         }
+    }
+
+    fn outcome(&self, seq: u64) -> Option<Outcome> {
+        self.record(seq).map(|arrival| arrival.outcome)
     }
 
     fn names(&self, name: &str) -> Vec<String> {
@@ -216,6 +225,32 @@ fn a_file_that_was_moved_in_place_of_the_hashed_one_goes_back() {
 }
 
 #[test]
+fn it_is_set_aside_if_there_is_yet_another_by_then() {
+    let mut site = Site::new();
+    site.intent("a.csv", "hashed");
+    site.commit_intents();
+    fs::write(site.staged("new"), "newer").unwrap();
+    fs::rename(site.staged("new"), site.placed("a.csv")).unwrap();
+    fs::write(site.staged("newest"), "newest").unwrap();
+    fs::rename(site.staged("newest"), site.staged("a.csv")).unwrap();
+    assert_eq!(site.recover_for_good().undone, 1);
+    assert_eq!(read(&site.staged("a.csv")), "newest");
+    assert!(matches!(site.outcome(1), Some(Outcome::Quarantine { .. })));
+}
+
+#[test]
+fn a_file_of_somebody_else_at_the_destination_stays_and_so_does_the_source() {
+    let mut site = Site::new();
+    site.intent("a.csv", "hashed");
+    site.commit_intents();
+    fs::write(site.placed("a.csv"), "theirs").unwrap();
+    assert_eq!(site.recover().dropped, 1);
+    assert_eq!(read(&site.placed("a.csv")), "theirs");
+    assert_eq!(read(&site.staged("a.csv")), "hashed");
+    assert_eq!(site.outcome(1), None);
+}
+
+#[test]
 fn a_placed_file_that_was_written_to_goes_back_or_is_set_aside_if_its_name_is_taken() {
     let mut site = Site::new();
     site.intent("back.csv", "hashed");
@@ -230,10 +265,12 @@ fn a_placed_file_that_was_written_to_goes_back_or_is_set_aside_if_its_name_is_ta
     assert_eq!(read(&site.staged("back.csv")), "changed");
     assert_eq!(read(&site.staged("taken.csv")), "another");
     assert_eq!(site.outcome(1), None);
-    let Some(Outcome::Quarantine { rule, .. }) = site.outcome(2) else {
+    let aside = site.record(2).unwrap();
+    let Outcome::Quarantine { rule, .. } = aside.outcome else {
         panic!("not quarantined");
     };
     assert_eq!(rule, "changed_after_placement");
+    assert_eq!(aside.key, None, "nobody has seen the bytes of that digest");
     let day = layout::partition(site.time_micros);
     let aside = site.path("warehouse/_quarantine").join(day);
     assert_eq!(read(&aside.join("taken.csv.2")), "changed");
@@ -241,17 +278,21 @@ fn a_placed_file_that_was_written_to_goes_back_or_is_set_aside_if_its_name_is_ta
 
 #[test]
 fn an_undo_that_had_set_the_file_aside_is_recorded_as_that() {
-    let mut site = Site::new();
-    site.intent("a.csv", "hashed");
-    site.commit_intents();
-    let day = layout::partition(site.time_micros);
-    let aside = site.path("warehouse/_quarantine").join(day);
-    fs::create_dir_all(&aside).unwrap();
-    fs::rename(site.staged("a.csv"), aside.join("a.csv.1")).unwrap();
-    fs::write(aside.join("a.csv.1"), "changed").unwrap();
-    fs::write(site.staged("a.csv"), "another").unwrap();
-    assert_eq!(site.recover_for_good().undone, 1);
-    assert!(matches!(site.outcome(1), Some(Outcome::Quarantine { .. })));
+    for taken in [true, false] {
+        let mut site = Site::new();
+        site.intent("a.csv", "hashed");
+        site.commit_intents();
+        let day = layout::partition(site.time_micros);
+        let aside = site.path("warehouse/_quarantine").join(day);
+        fs::create_dir_all(&aside).unwrap();
+        fs::rename(site.staged("a.csv"), aside.join("a.csv.1")).unwrap();
+        fs::write(aside.join("a.csv.1"), "changed").unwrap();
+        if taken {
+            fs::write(site.staged("a.csv"), "another").unwrap();
+        }
+        assert_eq!(site.recover_for_good().undone, 1, "taken: {taken}");
+        assert!(matches!(site.outcome(1), Some(Outcome::Quarantine { .. })));
+    }
 }
 
 #[test]
@@ -293,6 +334,48 @@ fn a_whole_copy_is_finished_and_its_source_goes_last() {
     assert_eq!(site.recover_for_good().finished, 1);
     assert_eq!(site.names("staging"), [""; 0]);
     assert_eq!(read(&site.placed("a.csv")), "hashed");
+}
+
+#[test]
+fn a_torn_copy_of_the_right_size_goes_and_its_source_stays() {
+    let mut site = Site::new();
+    site.intent("a.csv", "hashed");
+    site.copied("has\0\0\0");
+    site.commit_intents();
+    assert_eq!(site.recover_for_good().undone, 1);
+    assert_eq!(read(&site.staged("a.csv")), "hashed");
+    assert!(!site.placed("a.csv").exists());
+    assert_eq!(site.outcome(1), None);
+}
+
+#[test]
+fn temporary_copies_go() {
+    let site = Site::new();
+    fs::create_dir(site.path("warehouse/_tmp")).unwrap();
+    fs::write(site.path("warehouse/_tmp/1"), "half a co").unwrap();
+    site.recover();
+    assert_eq!(site.names("warehouse/_tmp"), [""; 0]);
+}
+
+#[test]
+fn a_manifest_that_is_longer_or_shorter_than_the_ledger_says_stops_the_start() {
+    for length in [-1, 1] {
+        let mut site = Site::new();
+        site.intent("a.csv", "hashed");
+        site.commit_intents();
+        site.place("a.csv");
+        site.recover_for_good();
+        let hour = layout::hour(site.time_micros);
+        let path = site.path("manifests").join(layout::manifest_path(hour));
+        let manifest = fs::File::options().write(true).open(&path).unwrap();
+        let had = manifest.metadata().unwrap().len();
+        manifest
+            .set_len(had.checked_add_signed(length).unwrap())
+            .unwrap();
+        let failure = site.try_recover().unwrap_err();
+        assert_eq!(failure.exit, Exit::Io, "{length}: {failure}");
+        assert!(failure.to_string().contains("manifest.jsonl"), "{failure}");
+    }
 }
 
 #[test]

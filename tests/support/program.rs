@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, kill_process_group, waitpid};
 use serde_json::Value;
 
-use crate::support::PATIENCE;
+use super::PATIENCE;
 
 /// What a process came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

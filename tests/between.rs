@@ -1,0 +1,227 @@
+//! What others do between two steps of a batch: the process stops at a named point, somebody does something to the very
+//! file that is on its way, and the process goes on.
+
+mod support;
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{ErrorKind, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::OFlags;
+use support::program::{Log, Program, State};
+use support::{RunArgs, Site, files_beneath, sha256};
+
+const ARGS: RunArgs = &["--stability-seconds", "0.02"];
+
+/// Runs until it stops at a point, from which it can go on: there is another one, which never comes.
+fn stopped_at(point: &str, site: &Site, args: RunArgs) -> (Program, Log) {
+    let log = Log(site.root.join("ringest.log"));
+    let mut command = site.run(&[ARGS, args].concat());
+    command
+        .arg("--once")
+        .env("RINGEST_STOP_AT", format!("{point},none"));
+    let mut program = Program::start(command, &log.0);
+    assert_eq!(program.wait(), State::Stopped, "{}", log.tail());
+    (program, log)
+}
+
+/// Lets it go on, to its end.
+fn ends_well((mut program, log): (Program, Log)) {
+    program.go_on();
+    match program.wait() {
+        State::Ended(status) => assert_eq!(status.code(), Some(0), "{}", log.tail()),
+        State::Stopped => panic!("it stopped again"),
+    }
+}
+
+fn killed((mut program, _): (Program, Log)) {
+    program.kill(false);
+}
+
+/// The one file that has its place in the warehouse, whether it is recorded or not.
+fn placed(site: &Site) -> PathBuf {
+    let mut files = files_beneath(&site.warehouse);
+    files.retain(|path| path.extension().is_some_and(|suffix| suffix == "csv"));
+    assert_eq!(files.len(), 1, "{files:?}");
+    files.remove(0)
+}
+
+/// What a writer does that does not wait for the end of a lease.
+fn open_for_writing(path: &Path) {
+    let opened = OpenOptions::new()
+        .write(true)
+        .custom_flags(OFlags::NONBLOCK.bits() as i32)
+        .open(path);
+    assert_eq!(
+        opened.expect_err("it is leased").kind(),
+        ErrorKind::WouldBlock
+    );
+}
+
+/// Puts another file in the place of one.
+fn replace(path: &Path, content: &str) {
+    let new = path.with_extension("new");
+    fs::write(&new, content).expect("write");
+    fs::rename(&new, path).expect("rename");
+}
+
+fn append(path: &Path, content: &str) {
+    let file = OpenOptions::new().append(true).open(path);
+    file.and_then(|mut file| file.write_all(content.as_bytes()))
+        .expect("append");
+}
+
+#[test]
+fn a_placed_file_that_a_writer_opened_is_taken_back_and_read_again() {
+    let site = Site::new();
+    site.put("a.csv", "content");
+    let run = stopped_at("placed", &site, &[]);
+    open_for_writing(&placed(&site));
+    ends_well(run);
+    // Its first number is that of the placement that was undone.
+    assert_eq!(site.line("a.csv").number("seq"), 2);
+    site.assert_sound();
+}
+
+#[test]
+fn a_placed_file_that_was_replaced_by_one_of_the_same_size_and_time_is_taken_back_and_read_again() {
+    let site = Site::new();
+    let source = site.put("a.csv", "content");
+    let time = fs::metadata(source)
+        .and_then(|it| it.modified())
+        .expect("look");
+    let run = stopped_at("placed", &site, &[]);
+    replace(&placed(&site), "CONTENT");
+    let replaced = File::options().write(true).open(placed(&site));
+    replaced
+        .and_then(|file| file.set_modified(time))
+        .expect("set its time");
+    ends_well(run);
+    assert_eq!(site.line("a.csv").sha256(), sha256(b"CONTENT"));
+    site.assert_sound();
+}
+
+#[test]
+fn a_placed_file_that_got_a_second_name_is_not_what_is_recorded() {
+    let site = Site::new();
+    site.put("a.csv", "content");
+    let run = stopped_at("placed", &site, &[]);
+    let theirs = site.root.join("theirs.csv");
+    fs::hard_link(placed(&site), &theirs).expect("link");
+    run.0.go_on();
+    // It waits in staging until it has one name again.
+    let (mut program, log) = run;
+    assert!(matches!(program.wait(), State::Ended(_)), "{}", log.tail());
+    assert_eq!(site.manifest().len(), 0, "{}", log.tail());
+    fs::remove_file(theirs).expect("remove");
+    site.run_once(ARGS);
+    assert_eq!(
+        fs::metadata(site.line("a.csv").placed())
+            .expect("look")
+            .nlink(),
+        1
+    );
+    site.assert_sound();
+}
+
+#[test]
+fn a_file_that_somebody_put_in_place_of_a_copy_stays_there() {
+    let Some(site) = Site::across_filesystems() else {
+        return;
+    };
+    site.put("a.csv", "content");
+    let run = stopped_at("placed", &site, &[]);
+    let path = placed(&site);
+    replace(&path, "theirs");
+    ends_well(run);
+    assert_eq!(fs::read_to_string(&path).expect("read"), "theirs");
+    let line = site.line("a.csv");
+    assert_ne!(line.placed(), path);
+    assert_eq!(fs::read_to_string(line.placed()).expect("read"), "content");
+    site.assert_staging_is_empty();
+}
+
+#[test]
+fn the_source_of_a_copy_that_a_writer_opened_is_not_removed() {
+    let Some(site) = Site::across_filesystems() else {
+        return;
+    };
+    let source = site.put("a.csv", "content");
+    let run = stopped_at("batch_manifested", &site, &[]);
+    open_for_writing(&source);
+    ends_well(run);
+    // It may have more to say, and is looked at again.
+    assert!(source.exists());
+    site.run_once(ARGS);
+    assert_eq!(site.line("a.csv").sha256(), sha256(b"content"));
+    assert_eq!(site.duplicates().len(), 1);
+    site.assert_sound();
+}
+
+#[test]
+fn the_source_of_a_copy_that_was_written_to_after_a_kill_is_not_removed() {
+    let Some(site) = Site::across_filesystems() else {
+        return;
+    };
+    let source = site.put("a.csv", "content");
+    let time = fs::metadata(&source)
+        .and_then(|it| it.modified())
+        .expect("look");
+    killed(stopped_at("records_committed", &site, &[]));
+    append(&source, ", and more");
+    // As rsync and tar do.
+    let written = File::options().write(true).open(&source);
+    written
+        .and_then(|file| file.set_modified(time))
+        .expect("set its time");
+    site.run_once(ARGS);
+    let digests = site.lines_of("a.csv");
+    let digests: Vec<&str> = digests.iter().map(|line| line.sha256()).collect();
+    assert_eq!(digests, [sha256(b"content"), sha256(b"content, and more")]);
+    site.assert_sound();
+}
+
+#[test]
+fn a_duplicate_stays_if_the_first_is_gone_by_the_time_it_would_be_deleted() {
+    let site = Site::new().with(&["--on-duplicate", "delete"]);
+    site.put("first.csv", "content");
+    site.run_once(ARGS);
+    site.put("again.csv", "content");
+    killed(stopped_at("records_committed", &site, &[]));
+    fs::remove_file(placed(&site)).expect("remove");
+    site.run_once(ARGS);
+    let line = site.line("again.csv");
+    assert_eq!(fs::read_to_string(line.placed()).expect("read"), "content");
+}
+
+#[test]
+fn a_file_that_replaces_a_source_while_recovery_removes_its_name_is_an_arrival() {
+    let site = Site::new();
+    let source = site.put("a.csv", "content");
+    killed(stopped_at("placed", &site, &[]));
+    // As a power cut leaves it on some filesystems.
+    fs::hard_link(placed(&site), &source).expect("link");
+    let run = stopped_at("recovery_decided", &site, &[]);
+    replace(&source, "newer");
+    ends_well(run);
+    let digests = site.lines_of("a.csv");
+    let digests: Vec<&str> = digests.iter().map(|line| line.sha256()).collect();
+    assert_eq!(digests, [sha256(b"content"), sha256(b"newer")]);
+    site.assert_sound();
+}
+
+#[test]
+fn a_start_after_a_kill_distrusts_the_cache_and_one_after_an_end_does_not() {
+    let site = Site::new();
+    let suspicion = || site.state.join("suspect").is_file();
+    site.run_once(ARGS);
+    site.run_once(ARGS);
+    assert!(!suspicion());
+    site.put("a.csv", "content");
+    killed(stopped_at("placed", &site, &[]));
+    assert!(!suspicion());
+    site.run_once(ARGS);
+    assert!(suspicion());
+    site.assert_sound();
+}
