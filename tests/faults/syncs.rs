@@ -61,6 +61,40 @@ fn a_sync_that_fails_among_copies_sidecars_and_deleted_duplicates_is_final() {
     });
 }
 
+/// Nothing else in these directories need ever be synced: an arrival that is set aside makes no manifest.
+#[test]
+fn a_first_start_makes_its_markers_durable_and_their_names() {
+    if !has_program("strace", "-V") {
+        return skip("needs strace");
+    }
+    let site = Site::new();
+    let trace = site.root.join("trace");
+    let words = ["strace", "-f", "-y", "-e", "trace=fsync,renameat2", "-o"];
+    let wrapper = [&words[..], &[trace.to_str().expect("UTF-8")]].concat();
+    let mut command = site.run(ARGS);
+    command.arg("--once");
+    Finished::of(through(&wrapper, &command)).ok();
+    let traced = fs::read_to_string(&trace).expect("read what strace saw");
+    for directory in [&site.warehouse, &site.manifests] {
+        let directory = directory.display();
+        let calls = [
+            format!("<{directory}/.ringest-ledger.new>"),
+            format!("<{directory}>, \".ringest-ledger\""),
+        ];
+        let mut rest = &traced[..];
+        for call in &calls {
+            let at = rest
+                .find(call)
+                .unwrap_or_else(|| panic!("no {call} in {traced}"));
+            rest = &rest[at + call.len()..];
+        }
+        let synced = rest
+            .lines()
+            .any(|line| line.contains("fsync(") && line.contains(&format!("<{directory}>)")));
+        assert!(synced, "{directory} is not synced in {traced}");
+    }
+}
+
 fn each_sync_fails(scenario: &Scenario) {
     if !has_program("strace", "-V") {
         return skip("needs strace");

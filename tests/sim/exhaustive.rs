@@ -22,6 +22,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
+use ringest::pipeline::record::layout;
 use ringest::settings::{Dedupe, OnDuplicate};
 
 use crate::check::{self, Checked, Memory};
@@ -119,6 +120,16 @@ struct Explorer {
 }
 
 impl Explorer {
+    fn new() -> Explorer {
+        Explorer {
+            config: config(),
+            dummies: Dummies::new(),
+            good: HashSet::new(),
+            memory: Memory::default(),
+            numbers: Numbers::default(),
+        }
+    }
+
     fn state(&self, image: &Image, ledger: &Tables) -> Rc<RefCell<State>> {
         let mut state = State::new(1);
         state.image = image.clone();
@@ -269,27 +280,31 @@ impl Explorer {
         self.numbers.workloads += 1;
         for (at, (image, ledger)) in moments.iter().enumerate() {
             for stopped in self.crashes(image, ledger, QUESTIONS_MAX) {
-                let whole = hash(&stopped);
-                if !self.good.insert(whole) {
-                    continue;
-                }
-                self.numbers.states += 1;
-                let context = |what: String| {
+                self.explore_crash(&stopped).map_err(|what| {
                     let how = if stopped.suspect { "kill" } else { "cut" };
                     format!("{kinds:?}, {how} at state {at}: {what}")
-                };
-                let on_the_way = self.recover(&stopped, true).map_err(context)?;
-                for (again, (image, ledger)) in on_the_way.iter().enumerate() {
-                    for second in self.crashes(image, ledger, QUESTIONS_MAX_AGAIN) {
-                        if !self.good.insert(hash(&second)) {
-                            continue;
-                        }
-                        self.numbers.again += 1;
-                        let how = if second.suspect { "kill" } else { "cut" };
-                        self.recover(&second, false)
-                            .map_err(|what| context(format!("{how} again at {again}: {what}")))?;
-                    }
+                })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Recovers, and crashes every recovery everywhere.
+    fn explore_crash(&mut self, stopped: &Stopped) -> Checked {
+        if !self.good.insert(hash(stopped)) {
+            return Ok(());
+        }
+        self.numbers.states += 1;
+        let on_the_way = self.recover(stopped, true)?;
+        for (again, (image, ledger)) in on_the_way.iter().enumerate() {
+            for second in self.crashes(image, ledger, QUESTIONS_MAX_AGAIN) {
+                if !self.good.insert(hash(&second)) {
+                    continue;
                 }
+                self.numbers.again += 1;
+                let how = if second.suspect { "kill" } else { "cut" };
+                self.recover(&second, false)
+                    .map_err(|what| format!("{how} again at {again}: {what}"))?;
             }
         }
         Ok(())
@@ -336,13 +351,7 @@ fn every_small_workload_survives_a_crash_everywhere_and_another_one_during_recov
     std::thread::scope(|scope| {
         for _ in 0..threads {
             scope.spawn(|| {
-                let mut explorer = Explorer {
-                    config: config(),
-                    dummies: Dummies::new(),
-                    good: HashSet::new(),
-                    memory: Memory::default(),
-                    numbers: Numbers::default(),
-                };
+                let mut explorer = Explorer::new();
                 while let Some(kinds) = workloads.get(next.fetch_add(1, Ordering::Relaxed)) {
                     if let Err(what) = explorer.explore(kinds) {
                         next.store(workloads.len(), Ordering::Relaxed);
@@ -372,4 +381,31 @@ fn every_small_workload_survives_a_crash_everywhere_and_another_one_during_recov
         panic!("{what}");
     }
     assert_eq!(total.workloads as usize, workloads.len());
+}
+
+/// A recovery was on its way to remove the source name of a file that a power cut had left under both names, and was
+/// killed; then somebody wrote to the file. What gets its name back there has it for good.
+#[test]
+fn a_hidden_source_gets_its_name_back_for_good() {
+    let mut explorer = Explorer::new();
+    let (moments, _) = explorer.batch(&[Kind::New]).expect("a batch");
+    let mut intended = moments
+        .into_iter()
+        .filter(|(_, ledger)| !ledger.intents().is_empty());
+    let (mut image, ledger) = intended.next().expect("commit A");
+    let intent = &ledger.intents()[0];
+    let staging = image.roots[&Role::Source(1)];
+    let parent = intent.placed.parent().expect("a partition");
+    let partition = image.find(Role::Warehouse, parent, false).expect("made");
+    let name = intent.path.file_name().expect("a name");
+    let hidden = layout::leaving_name(&ledger.opening().uuid, intent.seq, false);
+    let file = image.child(staging, name, false).expect("in staging");
+    image.link(file, partition, name).expect("free");
+    image.rename(staging, name, staging, &hidden).expect("free");
+    image.overwrite(file, b"changed, and of another size");
+    image.sync_everything();
+    for stopped in explorer.crashes(&image, &ledger, QUESTIONS_MAX) {
+        assert_eq!(explorer.explore_crash(&stopped), Ok(()));
+    }
+    assert!(explorer.numbers.again > 0);
 }

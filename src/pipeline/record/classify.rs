@@ -76,7 +76,7 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
         let mut taken: HashSet<PathBuf> = HashSet::new();
         let mut items = Vec::with_capacity(staged.len());
         for (staged, key) in staged.into_iter().zip(keys) {
-            if !self.disk.unbroken(&staged.file) && !mutants::on("broken_lease_classified") {
+            if !self.disk.unbroken(&staged.file) {
                 let path = staged.candidate.input.absolute(staged.candidate.path());
                 events::file_changed(&path, "opened for writing before it was placed");
                 staged.candidate.ticket.close(Fate::Again {
