@@ -64,11 +64,12 @@ impl Kind {
         }
     }
 
-    /// What the disk writes as a whole. ext4 and xfs are made for sectors of 512 bytes; the superblock of btrfs has a
-    /// checksum over 4 KiB, and it asks for a disk that does not tear that.
+    /// What the disk writes as a whole. xfs is made for sectors of 512 bytes. The superblock of ext4 has a checksum over 1 KiB,
+    /// that of btrfs over 4 KiB, and they do not mount if a disk tears that.
     pub fn sector(self) -> usize {
         match self {
-            Kind::Ext4 | Kind::Xfs => 512,
+            Kind::Xfs => 512,
+            Kind::Ext4 => 1024,
             Kind::Btrfs => 4096,
         }
     }
