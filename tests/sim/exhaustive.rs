@@ -26,7 +26,7 @@ use ringest::pipeline::record::layout;
 use ringest::settings::{Dedupe, OnDuplicate};
 
 use crate::check::{self, Checked, Memory};
-use crate::disk::{Image, Role, State, Survivors};
+use crate::disk::{Fault, Happening, Image, Role, State, Survivors};
 use crate::ledger::Tables;
 use crate::upload;
 use crate::world::{self, Absent, Config, Dummies, End, SourceConfig, found, start};
@@ -408,4 +408,42 @@ fn a_hidden_source_gets_its_name_back_for_good() {
         assert_eq!(explorer.explore_crash(&stopped), Ok(()));
     }
     assert!(explorer.numbers.again > 0);
+}
+
+/// A recovery removes a hidden source that was recorded, and may not; its own name has gone to a newer file.
+#[test]
+fn a_source_that_cannot_be_removed_is_kept_under_the_name_that_it_gets_back() {
+    let explorer = Explorer::new();
+    let (moments, _) = explorer.batch(&[Kind::Copied]).expect("a batch");
+    let mut recorded = moments
+        .into_iter()
+        .filter(|(_, ledger)| !ledger.owed().is_empty());
+    let (mut image, ledger) = recorded.next().expect("commit B");
+    let owed = &ledger.owed()[0];
+    let (source, name) = (Role::Source(3), owed.path.file_name().expect("a name"));
+    let staging = image.roots[&source];
+    let hidden = layout::leaving_name(&ledger.opening().uuid, owed.seq, false);
+    image.rename(staging, name, staging, &hidden).expect("free");
+    upload::put(&mut image, source, &owed.path, b"newer").expect("room");
+    image.kill();
+    let state = explorer.state(&image, &ledger);
+    state.borrow_mut().happen(Happening::Fault(Fault::Denied));
+    let (config, dummies) = (&explorer.config, &explorer.dummies);
+    let started = start(&state, config, dummies, true, Absent::default());
+    let (mut process, _) = started.map_err(told).expect("a start");
+    for _ in 0..2 {
+        let ran = process.round(&state, config, dummies, &BTreeSet::new(), 12, 0);
+        ran.map_err(told).expect("a round");
+    }
+    let state = state.borrow();
+    assert_eq!(check::settled(&state, &mut Memory::default()), Ok(()));
+    let numbered = layout::numbered(name, owed.seq);
+    assert!(
+        state
+            .image
+            .find(source, Path::new(&numbered), false)
+            .is_some()
+    );
+    assert_eq!(state.image.find(source, &owed.path, false), None);
+    assert_eq!(state.ledger.kept()[0].path, Path::new(&numbered));
 }

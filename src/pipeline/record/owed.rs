@@ -21,8 +21,8 @@ use super::{BatchDirs, Item, Recorder, Root, layout};
 enum Removal {
     /// What was owed is done, or no longer there to be done.
     Gone,
-    /// The file cannot be removed, and why.
-    Stays(String),
+    /// The file cannot be removed: where it is now, beneath its root, and why.
+    Stays(PathBuf, String),
     /// Not before there is room, and where there is none.
     NoRoom(String),
     /// Not now.
@@ -85,7 +85,9 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
             self.go_on();
             match removal {
                 Removal::Gone | Removal::NoRoom(_) => {}
-                Removal::Stays(reason) => self.keep(&mut dirs, &owed, reason, &mut done)?,
+                Removal::Stays(path, reason) => {
+                    self.keep(&mut dirs, &owed, path, reason, &mut done)?;
+                }
                 // The row stays; the next start tries again.
                 Removal::Later => continue,
             }
@@ -112,6 +114,7 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
         let root = Root::Input(owed.source);
         let path = self.input_path(owed.source).join(&owed.path);
         let failed = |error: io::Error| Failure::io("remove", &path, &error);
+        let stays = |error: io::Error| Removal::Stays(owed.path.clone(), error.to_string());
         if !self.inputs.contains_key(&owed.source) {
             events::file_kept(&path, "its staging directory is not there");
             return Ok(Removal::Later);
@@ -119,7 +122,7 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
         let dir = match self.dir_of(dirs, root, &owed.path, false)? {
             Ok(dir) => dir,
             Err(error) if is_absent(&error) => return Ok(Removal::Gone),
-            Err(error) => return Ok(Removal::Stays(error.to_string())),
+            Err(error) => return Ok(stays(error)),
         };
         let parent = owed.path.parent().unwrap_or(Path::new(""));
         touched.insert((root, parent.to_path_buf()));
@@ -137,14 +140,14 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
                 Ok(()) => {}
                 Err(error) if is_absent(&error) => return Ok(Removal::Gone),
                 Err(error) if is_no_room(&error) => return Ok(no_room("remove", &path, &error)),
-                Err(error) => return Ok(Removal::Stays(error.to_string())),
+                Err(error) => return Ok(stays(error)),
             }
         }
         points::reached("source_hidden");
         let seen = self.disk.stat(&dir, &hidden).map_err(failed)?;
         let meant = seen.is_some_and(|seen| is_meant(owed, &seen))
             || mutants::on("hidden_file_not_looked_at");
-        let mut stays = Removal::Gone;
+        let mut denied = None;
         if meant && self.may_go(dirs, owed, item)? {
             match self.disk.unlink(&dir, &hidden) {
                 Ok(()) => {
@@ -153,14 +156,19 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
                 }
                 Err(error) if is_absent(&error) => return Ok(Removal::Gone),
                 Err(error) if is_no_room(&error) => return Ok(no_room("remove", &path, &error)),
-                Err(error) => stays = Removal::Stays(error.to_string()),
+                Err(error) => denied = Some(error.to_string()),
             }
         }
         // Not ours, or not to be removed: it gets its name back, or the next free one.
         let numbered = layout::numbered(name, owed.seq);
         for name in [name, &numbered] {
             match self.disk.rename(&dir, &hidden, &dir, name) {
-                Ok(()) => return Ok(stays),
+                Ok(()) => {
+                    return Ok(match denied {
+                        Some(reason) => Removal::Stays(parent.join(name), reason),
+                        None => Removal::Gone,
+                    });
+                }
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
                 Err(error) => return Err(failed(error)),
             }
@@ -194,31 +202,34 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
         Ok(true)
     }
 
-    /// Remembers a file that cannot be removed.
+    /// Remembers a file that cannot be removed, by the name that it has now.
     fn keep(
         &self,
         dirs: &mut BatchDirs<D>,
         owed: &Owed,
+        path: PathBuf,
         reason: String,
         done: &mut Commit,
     ) -> Result<(), Failure> {
         let root = Root::Input(owed.source);
-        let path = self.input_path(owed.source).join(&owed.path);
-        events::file_kept(&path, &reason);
+        let shown = self.input_path(owed.source).join(&path);
+        events::file_kept(&shown, &reason);
         // It is known by its state, and that must outlive a power cut.
         let opened = self
-            .dir_of(dirs, root, &owed.path, false)?
-            .and_then(|dir| self.disk.open(&dir, name_of(&owed.path)));
+            .dir_of(dirs, root, &path, false)?
+            .and_then(|dir| self.disk.open(&dir, name_of(&path)));
         if let Ok(file) = opened {
             self.disk
                 .sync_files(self.root(root)?, &[&file])
-                .map_err(|error| Failure::sync("sync", &path, &error))?;
+                .map_err(|error| Failure::sync("sync", &shown, &error))?;
         }
-        // What cannot even be looked at cannot be read again either.
-        if let Ok(Some(seen)) = self.look(dirs, root, &owed.path) {
+        // What cannot even be looked at cannot be read again either; and what has its name by now is an arrival.
+        if let Ok(Some(seen)) = self.look(dirs, root, &path)
+            && seen.identity.same_inode(&owed.identity)
+        {
             done.kept.push(Kept {
                 source: owed.source,
-                path: owed.path.clone(),
+                path,
                 identity: seen.identity,
                 seq: owed.seq,
                 reason,
