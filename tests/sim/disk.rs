@@ -972,8 +972,8 @@ pub struct State {
     pub staged: Vec<Id>,
     /// The cache may show what the disk does not hold: the recorder must not believe it.
     pub suspect: bool,
-    /// Files of which it has dropped what the cache holds.
-    forgotten: BTreeSet<Id>,
+    /// Files of which it may, having dropped what the cache holds, or because they are new.
+    believed: BTreeSet<Id>,
     pub trace: bool,
     /// States before each event that had a new one.
     pub snapshots: Option<Vec<(Image, Tables)>>,
@@ -1000,7 +1000,7 @@ impl State {
             violation: None,
             staged: Vec::new(),
             suspect: false,
-            forgotten: BTreeSet::new(),
+            believed: BTreeSet::new(),
             trace: false,
             snapshots: None,
             on_placed: Vec::new(),
@@ -1018,7 +1018,7 @@ impl State {
         self.crash = None;
         self.staged.clear();
         self.suspect = false;
-        self.forgotten.clear();
+        self.believed.clear();
         self.on_placed.clear();
         self.withdraw_on_intents.clear();
     }
@@ -1036,7 +1036,12 @@ impl State {
     /// Drops what the cache holds of a file.
     pub fn forget(&mut self, id: Id) {
         self.image.drop_clean(id);
-        self.forgotten.insert(id);
+        self.believe(id);
+    }
+
+    /// Takes what the cache shows of a file for what the disk holds.
+    pub fn believe(&mut self, id: Id) {
+        self.believed.insert(id);
     }
 
     /// One event. The error is what the kernel answers instead of doing it.
@@ -1434,12 +1439,8 @@ impl Disk for SimDisk {
             Op::Read,
             |_| format!("read_at {} {offset}", file.id),
             |state| {
-                let stored = state.image.inode(file.id).role == Role::Warehouse;
-                if state.suspect && stored && !state.forgotten.contains(&file.id) {
-                    state.violate(format!(
-                        "stored file {} is read from a suspect cache",
-                        file.id
-                    ));
+                if state.suspect && !state.believed.contains(&file.id) {
+                    state.violate(format!("file {} is read from a suspect cache", file.id));
                 }
                 let bytes = &state.image.data(file.id).cache;
                 let rest = bytes.get(offset as usize..).unwrap_or_default();

@@ -404,8 +404,9 @@ fn read(
     let dir = disk.open_dir(&root, path.parent().unwrap_or(Path::new("")))?;
     let file = disk.open(&dir, path.file_name().unwrap_or_default())?;
     let stat = disk.stat_file(&file)?;
-    if suspect_until.is_some_and(|until| stat.identity.ctime <= until) {
-        state.borrow_mut().forget(file.id);
+    match suspect_until.is_some_and(|until| stat.identity.ctime <= until) {
+        true => state.borrow_mut().forget(file.id),
+        false => state.borrow_mut().believe(file.id),
     }
     let mut bytes = vec![0; stat.identity.size as usize];
     disk.read_at(&file, &mut bytes, 0)?;

@@ -303,8 +303,11 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
         seen: Option<FileStat>,
     ) {
         item.set_aside = true;
-        // It may be a file that was moved in place of the hashed one.
-        if let Some(seen) = seen {
+        // It may be a file that was moved in place of the hashed one, which a power cut can bring back.
+        if let Some(seen) = seen
+            && seen.identity.inode != item.arrival.placed_inode
+        {
+            item.arrival.identity = seen.identity;
             item.arrival.placed_inode = seen.identity.inode;
         }
         item.line = None;

@@ -9,8 +9,8 @@
 //! | 4, 5 | intent, its inode at the destination, digest right | goes on at step 5 |
 //! | 4, 5 | the same, and its source too (a rename of which one directory is durable) | removes the source name, goes on |
 //! | 4, 5 | intent, its inode at the destination, digest wrong | undoes it |
-//! | 4, 5 | another inode at the destination, its source still there | leaves it; drops the intent |
-//! | 4, 5 | another inode at the destination, its source not (a file that replaced it was moved instead) | undoes it |
+//! | 4, 5 | another inode at the destination of a copy | leaves it; drops the intent |
+//! | 4, 5 | another inode at the destination of a rename (a file that replaced the source was moved instead) | undoes it |
 //! | undo | intent, its inode at its place in quarantine | records it as quarantined |
 //! | 6 (B) | record, manifest short of the assigned end | rewrites from the synced watermark, without comparing |
 //! | 7 | record, owed work | does it (8), hidden names first |
@@ -103,8 +103,9 @@ fn decide(
     match (placement, destination, source, set_aside) {
         // Set aside by an undo that did not reach its commit. The destination was empty then.
         (_, D::Absent | D::Other, _, true) => Action::FinishSetAside,
-        // The name was free when it was chosen, and only we move files there: what replaced the source was moved.
-        (Placement::Rename, D::Other, S::Absent | S::Other, false) => Action::Undo,
+        // The name was free when it was chosen, and only we move files there: what replaced the source was moved. A power
+        // cut may have brought the source back.
+        (Placement::Rename, D::Other, _, false) => Action::Undo,
         (_, D::Absent | D::Other, S::Absent, false) => Action::Withdrawn,
         (_, D::Absent | D::Other, S::Same | S::Other, false) => Action::Drop,
         (Placement::Rename, D::Good, S::Same, _) => Action::RemoveSourceAndFinish,
@@ -274,7 +275,9 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
             Some(_) => AtDestination::Bad,
         };
         let aside = self.changed_path(intent);
-        let set_aside = self.look(dirs, Root::Warehouse, &aside)?.is_some();
+        // What is quarantined for another reason may have that very name; then nothing needs to be moved.
+        let set_aside =
+            aside != intent.placed && self.look(dirs, Root::Warehouse, &aside)?.is_some();
         let placement = intent.placement;
         let action = decide(placement, source, destination, set_aside);
         let case = (placement, source, destination, set_aside);
@@ -508,8 +511,7 @@ mod tests {
                                 "{case:?}"
                             );
                             // What a rename moved in place of the source goes back, so that it is seen again.
-                            let moved = placement == Placement::Rename && source != S::Same;
-                            let expected = moved && !set_aside;
+                            let expected = placement == Placement::Rename && !set_aside;
                             assert_eq!(action == Action::Undo, expected, "{case:?}");
                         }
                         // Gone means gone: nothing of ours is anywhere.

@@ -239,11 +239,30 @@ fn it_is_set_aside_if_there_is_yet_another_by_then() {
 }
 
 #[test]
-fn a_file_of_somebody_else_at_the_destination_stays_and_so_does_the_source() {
+fn another_file_at_the_destination_is_set_aside_if_the_hashed_one_is_in_staging() {
     let mut site = Site::new();
     site.intent("a.csv", "hashed");
     site.commit_intents();
-    fs::write(site.placed("a.csv"), "theirs").unwrap();
+    fs::write(site.placed("a.csv"), "moved").unwrap();
+    assert_eq!(site.recover_for_good().undone, 1);
+    assert_eq!(read(&site.staged("a.csv")), "hashed");
+    let aside = site.record(1).unwrap();
+    assert!(matches!(aside.outcome, Outcome::Quarantine { .. }));
+    let path = site.path("warehouse").join(&aside.placed);
+    assert_eq!(read(&path), "moved");
+    // The record is of what lies there; the other one is still to come.
+    let inode = fs::metadata(&path).unwrap().ino();
+    assert_eq!((aside.identity.inode, aside.placed_inode), (inode, inode));
+}
+
+#[test]
+fn another_file_at_the_destination_of_a_copy_stays_and_so_does_the_source() {
+    let mut site = Site::new();
+    site.intent("a.csv", "hashed");
+    site.copied("hashed");
+    site.commit_intents();
+    fs::write(site.staged("new"), "theirs").unwrap();
+    fs::rename(site.staged("new"), site.placed("a.csv")).unwrap();
     assert_eq!(site.recover().dropped, 1);
     assert_eq!(read(&site.placed("a.csv")), "theirs");
     assert_eq!(read(&site.staged("a.csv")), "hashed");
