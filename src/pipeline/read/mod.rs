@@ -3,6 +3,7 @@
 pub mod copy;
 pub mod digest;
 mod reader;
+mod sha256;
 pub mod sidecar;
 
 pub use reader::{Reader, ReaderShared, sidecar_path};
