@@ -197,6 +197,8 @@ impl Flow {
         let shared = Arc::new(ReaderShared {
             candidates: Arc::clone(&candidates),
             large: Queue::new(QUEUE_FILES),
+            large_open: AtomicUsize::new(0),
+            readers,
             idle: AtomicUsize::new(0),
             staged: Arc::clone(&staged),
             warehouse: Arc::clone(&session.warehouse.dir),
@@ -205,6 +207,7 @@ impl Flow {
                 true => IoChoice::Sync,
                 false => settings.io,
             },
+            hash_lanes: settings.hash_lanes,
             unnamed_copies: !settings.disable.tmpfile,
             suspicion,
             disk,

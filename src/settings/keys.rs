@@ -24,6 +24,9 @@ pub const READERS_MAX: usize = 1024;
 /// Most files in one commit: what one ledger transaction holds in memory stays small.
 pub const BATCH_FILES_MAX: usize = 65_536;
 
+/// Most streams that are hashed in lockstep: more have nothing left to fill.
+pub const HASH_LANES_MAX: usize = 4;
+
 /// One setting.
 #[derive(Debug)]
 pub struct Key {
@@ -59,6 +62,8 @@ pub enum Kind {
         /// The most.
         max: usize,
     },
+    /// A number of streams, from 1.
+    Lanes,
     /// A time in seconds; fractions are allowed.
     Seconds {
         /// The least.
@@ -317,6 +322,13 @@ pub static KEYS: &[Key] = &[
         "N",
         "Most files in one commit",
     )),
+    hidden(of_flow(
+        "hash_lanes",
+        Kind::Lanes,
+        &["3"],
+        "N",
+        "How many streams a reader hashes in lockstep, where the CPU can; for comparisons",
+    )),
 ];
 
 impl Key {
@@ -370,6 +382,10 @@ impl Kind {
                 Ok(files) if (1..=max).contains(&files) => Ok(()),
                 _ => Err(format!("it is a number of files from 1 to {max}")),
             },
+            Self::Lanes => match text.parse() {
+                Ok(1..=HASH_LANES_MAX) => Ok(()),
+                _ => Err(format!("it is a number from 1 to {HASH_LANES_MAX}")),
+            },
             Self::Seconds { min } => match text.parse::<f64>() {
                 // Not a number is in no range either.
                 Ok(seconds) if (min..=SECONDS_MAX).contains(&seconds) => Ok(()),
@@ -413,7 +429,7 @@ impl Kind {
                 Self::Bytes => text
                     .parse()
                     .map_or_else(|_| text.into(), |size: super::size::ByteSize| size.0.into()),
-                Self::Readers | Self::Files { .. } | Self::Seconds { .. } => text
+                Self::Readers | Self::Files { .. } | Self::Lanes | Self::Seconds { .. } => text
                     .parse::<u64>()
                     .map(Value::from)
                     .or_else(|_| text.parse::<f64>().map(Value::from))

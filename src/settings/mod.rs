@@ -29,7 +29,10 @@ pub use choices::{
     LogFormat, LogLevel, Mode, NotAChoice, OnDuplicate, ReadMethod,
 };
 pub use error::SettingsError;
-pub use keys::{BATCH_FILES_MAX, INTERVAL_SECONDS_MIN, KEYS, Key, Kind, READERS_MAX, SECONDS_MAX};
+pub use keys::{
+    BATCH_FILES_MAX, HASH_LANES_MAX, INTERVAL_SECONDS_MIN, KEYS, Key, Kind, READERS_MAX,
+    SECONDS_MAX,
+};
 pub use raw::{CONFIG_VARIABLE, DISABLE_VARIABLE, RawSettings, Words};
 pub use resolve::{Loaded, Origin, Purpose, Setting};
 pub use rules::IgnoreReason;
@@ -71,6 +74,8 @@ pub struct Settings {
     pub min_free_bytes: u64,
     /// Most files in one commit.
     pub batch_files: usize,
+    /// Streams that a reader hashes in lockstep.
+    pub hash_lanes: usize,
     /// Kernel features to do without (`RINGEST_DISABLE`), for tests and for the careful.
     pub disable: Disable,
 }

@@ -121,6 +121,7 @@ impl RawSettings {
                 .parse::<super::size::ByteSize>()?
                 .0,
             batch_files: merged.of_flow("batch_files")?.parse()?,
+            hash_lanes: merged.of_flow("hash_lanes")?.parse()?,
             disable,
             sources: inputs
                 .into_iter()

@@ -116,6 +116,7 @@ fn nothing_said_gives_the_defaults_of_the_design() {
     assert_eq!(settings.metrics_interval, Duration::from_secs(10));
     assert_eq!(settings.min_free_bytes, 0);
     assert_eq!(settings.batch_files, 4096);
+    assert_eq!(settings.hash_lanes, crate::pipeline::read::digest::LANES);
     assert_eq!(
         (settings.log_level, settings.log_format),
         (LogLevel::Info, LogFormat::Json)
@@ -310,6 +311,8 @@ fn values_outside_their_limits_are_refused_with_the_limits() {
         ("min_free_bytes", "-1", "4096, 500MB, 1GiB"),
         ("batch_files", "0", "from 1 to 65536"),
         ("batch_files", "65537", "from 1 to 65536"),
+        ("hash_lanes", "0", "from 1 to 4"),
+        ("hash_lanes", "5", "from 1 to 4"),
         ("sidecar_suffix", "ok", "begins with a '.'"),
         ("sidecar_suffix", ".", "begins with a '.'"),
         ("sidecar_suffix", ".o/k", "begins with a '.'"),
@@ -336,6 +339,8 @@ fn values_outside_their_limits_are_refused_with_the_limits() {
         ("rescan_seconds", "0.1"),
         ("batch_files", "1"),
         ("batch_files", "65536"),
+        ("hash_lanes", "1"),
+        ("hash_lanes", "4"),
     ] {
         Place::new()
             .variable(&Key::named(key).unwrap().variable(), value)

@@ -36,7 +36,7 @@ use super::sidecar::{SIDECAR_BYTES_MAX, claimed_digest};
 const FILES_IN_FLIGHT: usize = 8;
 /// Reads in flight for one file: one is hashed while the next arrives.
 const READS_PER_FILE: usize = 2;
-/// A file above this many bytes is large: a reader works on one of them at a time, beside its small ones.
+/// A file above this many bytes is large: readers share such files out evenly.
 const LARGE_BYTES: u64 = 8 << 20;
 /// From this many bytes on, a copy is not begun that would leave too little free.
 const WEIGHED_BYTES: u64 = 1 << 20;
@@ -54,8 +54,12 @@ const ERROR_REST: Duration = Duration::from_secs(1);
 pub struct ReaderShared {
     /// Where candidates come from.
     pub candidates: Arc<Queue<Candidate>>,
-    /// Large files that wait for a reader without one.
+    /// Large files that wait for a reader that may take one.
     pub large: Queue<Candidate>,
+    /// Large files that readers have open.
+    pub large_open: AtomicUsize,
+    /// How many readers there are.
+    pub readers: usize,
     /// Readers that have nothing to do.
     pub idle: AtomicUsize,
     /// Where staged files go.
@@ -66,6 +70,8 @@ pub struct ReaderShared {
     pub reserve: Arc<Reserve>,
     /// How to read.
     pub io: IoChoice,
+    /// How many streams are hashed in lockstep, and so how many large files a reader has open at most.
+    pub hash_lanes: usize,
     /// Whether unnamed files may be used for copies.
     pub unnamed_copies: bool,
     /// Which files the cache may be wrong about.
@@ -96,6 +102,8 @@ struct InFlight {
     file: Handle,
     before: FileStat,
     copy: Option<CopyTarget>,
+    /// Counts a large file while it is open.
+    large: Option<LargeOpen>,
     stream: Stream,
     /// Where the next read begins.
     next: u64,
@@ -106,6 +114,22 @@ struct InFlight {
     /// Why it will not be staged, once its last read is back.
     leaving: Option<Leave>,
     began: Instant,
+}
+
+/// One of [`ReaderShared::large_open`].
+struct LargeOpen(Arc<ReaderShared>);
+
+impl LargeOpen {
+    fn new(shared: &Arc<ReaderShared>) -> LargeOpen {
+        shared.large_open.fetch_add(1, Ordering::AcqRel);
+        LargeOpen(Arc::clone(shared))
+    }
+}
+
+impl Drop for LargeOpen {
+    fn drop(&mut self) {
+        self.0.large_open.fetch_sub(1, Ordering::AcqRel);
+    }
 }
 
 /// A piece of a file on its way.
@@ -139,6 +163,12 @@ fn asks_for_leases(input: &Input) -> bool {
 
 fn is_large(candidate: &Candidate) -> bool {
     candidate.identity.size > LARGE_BYTES
+}
+
+/// Whether a reader that has `own` of `all` open large files takes another: while one of its lanes is without, and it
+/// has no more than the average. So `readers` share few of them out evenly, and many fill the lanes of all.
+fn takes_large(own: usize, all: usize, readers: usize, lanes: usize) -> bool {
+    own < lanes && own * readers <= all
 }
 
 /// Why a file does not become [`Staged`].
@@ -199,16 +229,18 @@ impl Reader {
         true
     }
 
-    /// The next file for this reader. Large ones are shared out: a reader that has one leaves the next to whoever is
-    /// free first, and goes on with small ones, so that none of them waits behind a large one.
+    /// The next file for this reader. Large ones are shared out: a reader that has its share leaves the next to the
+    /// others, and goes on with small ones, so that none of them waits behind a large one.
     fn next_candidate(&self) -> Next {
         let shared = &self.shared;
-        let mut files = self.slots.iter().flatten();
-        let has_large = files.any(|file| is_large(&file.candidate));
-        let left = if has_large {
-            None
-        } else {
+        let files = self.slots.iter().flatten();
+        let own = files.filter(|file| file.large.is_some()).count();
+        let all = shared.large_open.load(Ordering::Acquire);
+        let takes_large = takes_large(own, all, shared.readers, shared.hash_lanes);
+        let left = if takes_large {
             shared.large.try_pop()
+        } else {
+            None
         };
         if let Some(candidate) = left {
             // What was left there is not read during a pause; the discoverer sends one file to find out about room.
@@ -223,7 +255,7 @@ impl Reader {
             shared.idle.fetch_sub(1, Ordering::AcqRel);
             return candidate.map_or(Next::NothingEver, Next::Candidate);
         }
-        if has_large && shared.idle.load(Ordering::Acquire) > 0 {
+        if own > 0 && shared.idle.load(Ordering::Acquire) > 0 {
             return Next::NothingNow;
         }
         loop {
@@ -231,7 +263,7 @@ impl Reader {
                 None => return Next::NothingNow,
                 Some(candidate) => candidate,
             };
-            if !(has_large && is_large(&candidate)) {
+            if takes_large || !is_large(&candidate) {
                 return Next::Candidate(candidate);
             }
             // This reader takes it up again itself if nobody is faster.
@@ -249,6 +281,7 @@ impl Reader {
         match self.open(&candidate) {
             Ok((file, before, copy)) => {
                 self.slots[index] = Some(InFlight {
+                    large: is_large(&candidate).then(|| LargeOpen::new(&self.shared)),
                     candidate,
                     file,
                     before,
@@ -457,7 +490,7 @@ impl Reader {
             if lanes.is_empty() {
                 return;
             }
-            digest::update(&mut lanes);
+            digest::update_in(self.shared.hash_lanes, &mut lanes);
             drop(lanes);
             for index in 0..self.slots.len() {
                 self.hashed_front(index);
@@ -749,6 +782,28 @@ fn conclude(shared: &ReaderShared, candidate: Candidate, leave: Leave) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn large_files_are_shared_out_evenly_until_every_lane_has_one() {
+        for readers in 1..=5 {
+            for lanes in 1..=4 {
+                let mut open = vec![0; readers];
+                for all in 0..readers * lanes {
+                    // Whoever comes first may be the one that came last.
+                    let taker = (0..readers)
+                        .rev()
+                        .find(|&reader| takes_large(open[reader], all, readers, lanes));
+                    open[taker.expect("somebody takes it")] += 1;
+                    let (least, most) = (open.iter().min(), open.iter().max());
+                    assert!(most.unwrap() - least.unwrap() <= 1, "{open:?}");
+                }
+                let full = readers * lanes;
+                assert!(!takes_large(lanes, full, readers, lanes));
+                // One that ends makes room for the next with the reader that had it.
+                assert!(takes_large(lanes - 1, full - 1, readers, lanes));
+            }
+        }
+    }
 
     #[test]
     fn what_is_left_of_an_interval() {
