@@ -95,6 +95,36 @@ fn a_rename_keeps_the_inode() {
 }
 
 #[test]
+fn files_that_are_hashed_side_by_side_have_their_own_digests() {
+    let mut random = Random::new();
+    for (lanes, io) in [("1", "auto"), ("2", "sync"), ("3", "auto"), ("4", "sync")] {
+        let site = Site::new().with(&["--stability-seconds", "0.2", "--concurrency", "1"]);
+        let large = 8 << 20;
+        let sizes = [
+            large + 1,
+            64,
+            3 * large / 2,
+            300_000,
+            large + 4096,
+            4096,
+            large,
+            63,
+        ];
+        let mut digests = Vec::new();
+        for (number, size) in sizes.into_iter().enumerate() {
+            let content = random.bytes(size);
+            site.put(number.to_string(), &content);
+            digests.push(sha256(&content));
+        }
+        site.run_once(&["--hash-lanes", lanes, "--io", io]);
+        for (number, digest) in digests.iter().enumerate() {
+            assert_eq!(site.line(&number.to_string()).sha256(), digest);
+        }
+        site.assert_sound();
+    }
+}
+
+#[test]
 fn a_copy_to_another_filesystem_keeps_mode_and_time() {
     let Some(site) = Site::across_filesystems() else {
         return;

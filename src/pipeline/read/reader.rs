@@ -782,6 +782,114 @@ fn conclude(shared: &ReaderShared, candidate: Candidate, leave: Leave) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ledger::SourceId;
+    use crate::pipeline::{Ticket, Verdicts};
+    use crate::settings::{Purpose, RawSettings};
+    use sha2::Digest as _;
+    use std::fs::File;
+    use std::os::unix::fs::FileExt;
+
+    /// Candidates in a staging directory, and what two readers of them share.
+    fn shared(root: &Path, sizes: &[u64]) -> Arc<ReaderShared> {
+        let staging = root.join("staging");
+        std::fs::create_dir(&staging).unwrap();
+        let raw = RawSettings {
+            environment: vec![("RINGEST_INPUT".into(), staging.clone().into())],
+            ..RawSettings::default()
+        };
+        let settings = raw.resolve(Purpose::Store).unwrap().settings;
+        let dir = Arc::new(open::root_dir(&staging).unwrap());
+        let input = Arc::new(Input {
+            id: SourceId(1),
+            settings: settings.sources[0].clone(),
+            root: stat::stat_fd(&dir).unwrap(),
+            dir,
+            leases: false,
+            inotify: false,
+            copy: false,
+        });
+        let candidates = Arc::new(Queue::new(sizes.len()));
+        let verdicts = Verdicts::new().unwrap();
+        for (number, &size) in sizes.iter().enumerate() {
+            let name = format!("{number}");
+            let file = File::create(staging.join(&name)).unwrap();
+            file.set_len(size).unwrap();
+            file.write_all_at(name.as_bytes(), size - 1).unwrap();
+            let path: Arc<Path> = Path::new(&name).into();
+            let pushed = candidates.try_push(Candidate {
+                identity: stat::stat_fd(&file).unwrap().identity,
+                input: Arc::clone(&input),
+                proof: Proof::Settled,
+                copy: false,
+                seen_at: Instant::now(),
+                settled_at: Instant::now(),
+                ticket: Ticket::new(input.id, path, Arc::clone(&verdicts)),
+            });
+            pushed.unwrap();
+        }
+        // Files that changed a moment ago would be sent back.
+        std::thread::sleep(TICK * 2);
+        let warehouse = Arc::new(open::root_dir(root).unwrap());
+        Arc::new(ReaderShared {
+            candidates,
+            large: Queue::new(sizes.len()),
+            large_open: AtomicUsize::new(0),
+            readers: 2,
+            idle: AtomicUsize::new(0),
+            staged: Arc::new(Queue::new(sizes.len())),
+            reserve: Arc::new(Reserve::new(
+                0,
+                (root.into(), Arc::clone(&warehouse)),
+                Vec::new(),
+            )),
+            warehouse,
+            io: IoChoice::Auto,
+            hash_lanes: 3,
+            unnamed_copies: true,
+            suspicion: None,
+            disk: RealDisk {
+                durable: false,
+                syncfs: false,
+                lease_signal: None,
+            },
+            lease_signal: 0,
+            stopping: Arc::default(),
+            metrics: Arc::new(Metrics::new()),
+            failed: Box::new(|failure| panic!("{failure}")),
+        })
+    }
+
+    #[test]
+    fn two_readers_share_large_files_and_fill_their_lanes_and_small_ones_pass() {
+        let root = tempfile::tempdir().unwrap();
+        let large = LARGE_BYTES + 77;
+        let sizes = [large, large, 5, large, large, 300_000, large, large, large];
+        let shared = shared(root.path(), &sizes);
+        let mut readers = [(); 2].map(|()| Reader::new(Arc::clone(&shared)).unwrap().0);
+        let mut open = Vec::new();
+        for turn in 0..4 {
+            let reader = &mut readers[turn % 2];
+            assert!(reader.take_candidates());
+            let files = reader.slots.iter().flatten();
+            let (large, small): (Vec<_>, Vec<_>) = files.partition(|file| file.large.is_some());
+            open.push((large.len(), small.len()));
+        }
+        assert_eq!(open, [(1, 2), (2, 0), (3, 2), (3, 0)]);
+        assert_eq!(shared.large.depth(), 1);
+
+        shared.candidates.close();
+        for mut reader in readers {
+            reader.run().unwrap();
+        }
+        assert_eq!(shared.large_open.load(Ordering::Acquire), 0);
+        for _ in sizes {
+            let staged = shared.staged.try_pop().expect("all are staged");
+            let path = root.path().join("staging").join(staged.candidate.path());
+            let oracle = sha2::Sha256::digest(std::fs::read(path).unwrap());
+            assert_eq!(staged.digest, <[u8; 32]>::from(oracle));
+            staged.candidate.ticket.close(Fate::Done);
+        }
+    }
 
     #[test]
     fn large_files_are_shared_out_evenly_until_every_lane_has_one() {
