@@ -183,6 +183,22 @@ fn the_source_of_a_copy_that_was_written_to_after_a_kill_is_not_removed() {
 }
 
 #[test]
+fn the_source_of_a_copy_that_was_moved_about_after_a_kill_is_no_arrival() {
+    let Some(site) = Site::across_filesystems() else {
+        return;
+    };
+    let site = site.with(&["--dedupe", "off"]);
+    let source = site.put("a.csv", "content");
+    killed(stopped_at("records_committed", &site, &[]));
+    let aside = source.with_extension("aside");
+    fs::rename(&source, &aside).expect("rename");
+    fs::rename(&aside, &source).expect("rename back");
+    site.run_once(ARGS);
+    assert_eq!(site.lines_of("a.csv").len(), 1);
+    site.assert_staging_is_empty();
+}
+
+#[test]
 fn a_duplicate_stays_if_the_first_is_gone_by_the_time_it_would_be_deleted() {
     let site = Site::new().with(&["--on-duplicate", "delete"]);
     site.put("first.csv", "content");

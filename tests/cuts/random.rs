@@ -109,7 +109,7 @@ pub fn one_site(
             let args = ["--mode", mode, "--batch-files", batch];
             let mut program = Program::start(command(&place, manner, &args), &place.log);
             deliver(&place, cuts, &mut history, random);
-            if random.below(2) == 0 || place.is_cut_by_copying() {
+            if random.below(2) == 0 || place.must_stop_first() {
                 program.stop();
             }
             place.crash(&mut program, Crash::Cut);

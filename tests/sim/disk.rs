@@ -21,7 +21,7 @@
 //!   keeps the old: the next sync says OK and does nothing. Dropping the cache shows the truth. A sync of a
 //!   directory or of a filesystem that fails is a journal that aborts: nothing pending ever becomes durable, and
 //!   the filesystem is read-only until the next boot.
-//! - **Errors.** Any operation may fail where the kernel may: EIO of reads and syncs, ENOSPC, EDQUOT and EMFILE for a
+//! - **Errors.** Any operation may fail where the kernel may: EIO of reads, looks and syncs, ENOSPC, EDQUOT and EMFILE for a
 //!   while, EXDEV between directories that were believed to be on one filesystem, EACCES and EPERM, and writes that fail half way.
 //! - **Crashes.** Every operation is a numbered event, and the process may end before any of them. A *kill* leaves
 //!   the cache as it is. A *power cut* leaves a legal part of what was pending, and renumbers the devices. Inode numbers of
@@ -920,6 +920,8 @@ pub enum Fault {
     Sync,
     /// The next read or opening of a file fails.
     Read,
+    /// The next look at a name, a file or a directory fails.
+    Look,
     /// Nothing can be allocated for so many operations, or until somebody has rested.
     Full(u32),
     /// Nothing can be opened for so many operations.
@@ -1126,6 +1128,7 @@ impl State {
         let at = self.faults.iter().position(|fault| match fault {
             Fault::Sync => op == Op::Sync,
             Fault::Read => matches!(op, Op::Read | Op::Open),
+            Fault::Look => op == Op::Look,
             Fault::Full(_) => matches!(
                 op,
                 Op::MakeDir
@@ -1163,7 +1166,9 @@ impl State {
                 }
                 Errno::MFILE
             }
-            Fault::Sync | Fault::Read | Fault::ShortWrite | Fault::Commit => Errno::IO,
+            Fault::Sync | Fault::Read | Fault::Look | Fault::ShortWrite | Fault::Commit => {
+                Errno::IO
+            }
             Fault::OtherFilesystem => Errno::XDEV,
             Fault::Denied => Errno::PERM,
         };

@@ -133,7 +133,8 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
                 return Ok(Removal::Gone);
             };
             // Whatever has its name by now is a new arrival, or was touched since.
-            if !is_untouched(owed, &seen) || !self.may_go(dirs, owed, item)? {
+            let recorded = is_untouched(owed, &seen) || self.is_unchanged(&dir, owed, &seen)?;
+            if !recorded || !self.may_go(dirs, owed, item)? {
                 return Ok(Removal::Gone);
             }
             match self.disk.rename(&dir, name, &dir, &hidden) {
@@ -200,6 +201,26 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
             }
         }
         Ok(true)
+    }
+
+    /// Whether a file that was touched holds what was recorded all the same, by its bytes: perhaps it was given its name
+    /// back, and a crash came before that was noted.
+    fn is_unchanged(&self, dir: &D::Dir, owed: &Owed, seen: &FileStat) -> Result<bool, Failure> {
+        let (was, is) = (&owed.identity, &seen.identity);
+        let same = is.same_inode(was) && is.size == was.size && is.mtime == was.mtime;
+        if owed.kind == OwedKind::Sidecar || !same {
+            return Ok(false);
+        }
+        let Some(arrival) = self.ledger_arrival(owed.seq)? else {
+            return Ok(false);
+        };
+        // Who writes to it now has more to say.
+        let Ok(file) = self.disk.open(dir, name_of(&owed.path)) else {
+            return Ok(false);
+        };
+        let path = self.input_path(owed.source).join(&owed.path);
+        let digest = self.digest_of(&file, &path)?;
+        Ok(digest.is_ok_and(|digest| digest == arrival.digest))
     }
 
     /// Remembers a file that cannot be removed, by the name that it has now.

@@ -9,6 +9,7 @@
 //! | 4, 5 | intent, its inode at the destination, digest right | goes on at step 5 |
 //! | 4, 5 | the same, and its source too (a rename of which one directory is durable) | removes the source name, goes on |
 //! | 4, 5 | intent, its inode at the destination, digest wrong | undoes it |
+//! | undo | another inode at the destination of a rename, and at its source too | removes the destination name |
 //! | 4, 5 | another inode at the destination of a copy | leaves it; drops the intent |
 //! | 4, 5 | another inode at the destination of a rename (a file that replaced the source was moved instead) | undoes it |
 //! | undo | intent, its inode at its place in quarantine | records it as quarantined |
@@ -41,7 +42,7 @@ pub use crate::observe::events::Recovered as Recovery;
 enum AtSource {
     /// Nothing.
     Absent,
-    /// The inode that was hashed.
+    /// The inode that was hashed, or that of a rename's destination.
     Same,
     /// Another file.
     Other,
@@ -54,7 +55,7 @@ enum AtDestination {
     Absent,
     /// The intent's inode, and its digest is right.
     Good,
-    /// The intent's inode, and its digest is wrong.
+    /// The intent's inode, and its digest is wrong. Or one that replaced it, and that has both names.
     Bad,
     /// Somebody else's file.
     Other,
@@ -252,7 +253,8 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
         intent: &Arrival,
         held: &mut Option<D::File>,
     ) -> Result<Action, Failure> {
-        let source = match self.look(dirs, Root::Input(intent.source), &intent.path)? {
+        let at_source = self.look(dirs, Root::Input(intent.source), &intent.path)?;
+        let mut source = match at_source {
             None => AtSource::Absent,
             Some(seen)
                 if seen.identity.same_inode(&intent.identity)
@@ -268,7 +270,15 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
                 if seen.identity.inode != intent.placed_inode
                     && !mutants::on("destination_inode_unchecked") =>
             {
-                AtDestination::Other
+                let both = at_source.is_some_and(|it| it.identity.same_inode(&seen.identity));
+                match intent.placement == Placement::Rename && both {
+                    // One that replaced the hashed file was moved, and was on its way back.
+                    true => {
+                        source = AtSource::Same;
+                        AtDestination::Bad
+                    }
+                    false => AtDestination::Other,
+                }
             }
             Some(seen) if seen.identity.size != intent.identity.size => AtDestination::Bad,
             Some(_) if self.holds_digest(dirs, intent, held)? => AtDestination::Good,

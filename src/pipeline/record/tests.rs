@@ -225,6 +225,21 @@ fn a_file_that_was_moved_in_place_of_the_hashed_one_goes_back() {
 }
 
 #[test]
+fn one_that_was_on_its_way_back_stays_in_staging_alone() {
+    let mut site = Site::new();
+    site.intent("a.csv", "hashed");
+    site.commit_intents();
+    fs::write(site.staged("new"), "newer").unwrap();
+    fs::rename(site.staged("new"), site.staged("a.csv")).unwrap();
+    fs::hard_link(site.staged("a.csv"), site.placed("a.csv")).unwrap();
+    assert_eq!(site.recover_for_good().undone, 1);
+    assert_eq!(read(&site.staged("a.csv")), "newer");
+    assert!(!site.placed("a.csv").exists());
+    assert!(!site.path("warehouse/_quarantine").exists());
+    assert_eq!(site.outcome(1), None);
+}
+
+#[test]
 fn it_is_set_aside_if_there_is_yet_another_by_then() {
     let mut site = Site::new();
     site.intent("a.csv", "hashed");
