@@ -835,15 +835,58 @@ pub(crate) mod tests {
         assert_eq!(String::decode(&bytes_of("string")), Ok("text".into()));
     }
 
+    fn sealed(mut body: Vec<u8>) -> Vec<u8> {
+        let checksum = xxh3_64(&body);
+        body.extend(checksum.to_le_bytes());
+        body
+    }
+
+    /// Whatever byte is changed, with the right checksum: what is still a value has just these bytes.
+    fn only_its_own_bytes_are_a_value<V: Value>(name: &str) {
+        let golden = include_str!("golden.txt").lines();
+        let mut named = golden.filter_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
+        let bytes = named.next().expect("a golden value").as_bytes();
+        let mut body = data_encoding::HEXLOWER.decode(bytes).expect("hex");
+        body.truncate(body.len() - 8);
+        for at in 1..body.len() {
+            let was = body[at];
+            for byte in [0, 1, 2, 3, 4, 5, 0x7f, 0xff] {
+                body[at] = byte;
+                let bytes = sealed(body.clone());
+                if let Ok(value) = V::decode(&bytes) {
+                    assert_eq!(value.encode(), bytes, "{name}, byte {at} is {byte}");
+                }
+            }
+            body[at] = was;
+        }
+        for length in 0..body.len() {
+            let cut = V::decode(&sealed(body[..length].to_vec()));
+            assert!(cut.is_err(), "{name}, {length} bytes of it");
+        }
+        body.push(0);
+        let longer = V::decode(&sealed(body)).err();
+        assert_eq!(longer, Some(DecodeError::Malformed), "{name}, longer");
+    }
+
+    #[test]
+    fn a_value_has_no_other_bytes_than_its_own() {
+        only_its_own_bytes_are_a_value::<Arrival>("arrival");
+        only_its_own_bytes_are_a_value::<Record>("record void");
+        only_its_own_bytes_are_a_value::<Record>("record done");
+        only_its_own_bytes_are_a_value::<Owed>("owed");
+        only_its_own_bytes_are_a_value::<Kept>("kept");
+        only_its_own_bytes_are_a_value::<PendingLines>("lines");
+        only_its_own_bytes_are_a_value::<SourceEntry>("source");
+        only_its_own_bytes_are_a_value::<String>("string");
+    }
+
     #[test]
     fn a_value_of_a_newer_version_is_refused_by_name() {
         let mut bytes = 7u64.encode();
         bytes.truncate(bytes.len() - 8);
         bytes[0] = VALUE_VERSION + 1;
-        let checksum = xxh3_64(&bytes);
-        bytes.extend(checksum.to_le_bytes());
         assert_eq!(
-            u64::decode(&bytes),
+            u64::decode(&sealed(bytes)),
             Err(DecodeError::Newer(VALUE_VERSION + 1))
         );
     }
