@@ -40,6 +40,9 @@ fn a_failed_write_back(kind: Kind) {
     for i in 0..5 {
         site.put(format!("{i}.csv"), random.bytes(5000));
     }
+    // A disk may be given the bytes of many files in one write, and fail that. These are not at stake.
+    let root = std::fs::File::open(disk.path()).expect("open the filesystem");
+    rustix::fs::syncfs(root).expect("sync it");
     let poison = POISON.repeat(600);
     let poisoned = site.put("poisoned.csv", &poison);
     disk.fail(Fault::WritesWith(POISON.to_vec()));

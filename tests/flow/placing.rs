@@ -97,7 +97,7 @@ fn a_rename_keeps_the_inode() {
 #[test]
 fn files_that_are_hashed_side_by_side_have_their_own_digests() {
     let mut random = Random::new();
-    for (lanes, io) in [("1", "auto"), ("2", "sync"), ("3", "auto"), ("4", "sync")] {
+    for lanes in ["1", "2", "3", "4"] {
         let site = Site::new().with(&["--stability-seconds", "0.2", "--concurrency", "1"]);
         let large = 8 << 20;
         let sizes = [
@@ -116,7 +116,7 @@ fn files_that_are_hashed_side_by_side_have_their_own_digests() {
             site.put(number.to_string(), &content);
             digests.push(sha256(&content));
         }
-        site.run_once(&["--hash-lanes", lanes, "--io", io]);
+        site.run_once(&["--hash-lanes", lanes]);
         for (number, digest) in digests.iter().enumerate() {
             assert_eq!(site.line(&number.to_string()).sha256(), digest);
         }

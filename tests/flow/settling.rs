@@ -253,7 +253,13 @@ fn closed_mode_takes_a_closed_file_without_leases_too() {
     // Longer than this test waits for anything: only the close can have settled it.
     let site = site.with(&["--stability-seconds", "60", "--rescan-seconds", "1"]);
     let mut watching = site.start(&[]);
-    watching.wait_for_event("started", "");
+    // What is closed before that is found by a scan, and waits.
+    let fdinfo = format!("/proc/{}/fdinfo", watching.id());
+    wait_until("it watches", || {
+        let descriptors = fs::read_dir(&fdinfo).into_iter().flatten().flatten();
+        let mut infos = descriptors.filter_map(|it| fs::read_to_string(it.path()).ok());
+        infos.any(|info| info.contains("inotify wd:"))
+    });
     let began = Instant::now();
     for i in 0..5 {
         let name = format!("closed-{i}.csv");
