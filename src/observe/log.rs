@@ -549,10 +549,10 @@ fn level_name(level: Level) -> &'static str {
     }
 }
 
-/// RFC 3339 in UTC with milliseconds. The calendar is worked out once a second for each thread.
-fn timestamp(now: SystemTime) -> [u8; 24] {
+/// RFC 3339 in UTC with microseconds. The calendar is worked out once a second for each thread.
+fn timestamp(now: SystemTime) -> [u8; 27] {
     thread_local! {
-        static SECOND: Cell<(u64, [u8; 24])> = const { Cell::new((u64::MAX, [b'0'; 24])) };
+        static SECOND: Cell<(u64, [u8; 27])> = const { Cell::new((u64::MAX, [b'0'; 27])) };
     }
     let since_epoch = now.duration_since(UNIX_EPOCH).unwrap_or_default();
     let (mut second, mut text) = SECOND.get();
@@ -561,22 +561,23 @@ fn timestamp(now: SystemTime) -> [u8; 24] {
         text = calendar(second);
         SECOND.set((second, text));
     }
-    let millis = since_epoch.subsec_millis() as u16;
-    text[20] = b'0' + (millis / 100) as u8;
-    text[21] = b'0' + (millis / 10 % 10) as u8;
-    text[22] = b'0' + (millis % 10) as u8;
+    let mut micros = since_epoch.subsec_micros();
+    for digit in text[20..26].iter_mut().rev() {
+        *digit = b'0' + (micros % 10) as u8;
+        micros /= 10;
+    }
     text
 }
 
-/// `YYYY-MM-DDThh:mm:ss.000Z`; a clock beyond the year 9999 stays at the epoch.
-fn calendar(second: u64) -> [u8; 24] {
+/// `YYYY-MM-DDThh:mm:ss.000000Z`; a clock beyond the year 9999 stays at the epoch.
+fn calendar(second: u64) -> [u8; 27] {
     let time = i64::try_from(second)
         .ok()
         .and_then(|s| jiff::Timestamp::from_second(s).ok())
         .unwrap_or_default();
-    let mut text = String::with_capacity(24);
-    let _ = write!(text, "{time:.3}");
-    let mut bytes = *b"1970-01-01T00:00:00.000Z";
+    let mut text = String::with_capacity(27);
+    let _ = write!(text, "{time:.6}");
+    let mut bytes = *b"1970-01-01T00:00:00.000000Z";
     if text.len() == bytes.len() {
         bytes.copy_from_slice(text.as_bytes());
     }
@@ -678,7 +679,7 @@ mod tests {
             );
         });
         let text = sink.text();
-        let (time, rest) = text.split_at(r#"{"ts":"2026-01-02T03:04:05.678Z""#.len());
+        let (time, rest) = text.split_at(r#"{"ts":"2026-01-02T03:04:05.678901Z""#.len());
         assert!(time.starts_with(r#"{"ts":"2"#) && time.ends_with("Z\""));
         assert_eq!(
             rest,
@@ -739,7 +740,7 @@ mod tests {
         });
         let text = sink.text();
         assert_eq!(
-            &text[24..],
+            &text[27..],
             " INFO file_withdrawn path=\"/in/a b\" reason=gone\n"
         );
     }
@@ -855,10 +856,10 @@ mod tests {
     }
 
     #[test]
-    fn timestamps_are_rfc_3339_in_utc_with_milliseconds() {
-        let at = |ms| timestamp(UNIX_EPOCH + Duration::from_millis(ms));
-        assert_eq!(&at(0), b"1970-01-01T00:00:00.000Z");
-        assert_eq!(&at(1_767_323_045_678), b"2026-01-02T03:04:05.678Z");
-        assert_eq!(&at(1_767_323_045_009), b"2026-01-02T03:04:05.009Z");
+    fn timestamps_are_rfc_3339_in_utc_with_microseconds() {
+        let at = |us| timestamp(UNIX_EPOCH + Duration::from_micros(us));
+        assert_eq!(&at(0), b"1970-01-01T00:00:00.000000Z");
+        assert_eq!(&at(1_767_323_045_678_901), b"2026-01-02T03:04:05.678901Z");
+        assert_eq!(&at(1_767_323_045_009_000), b"2026-01-02T03:04:05.009000Z");
     }
 }
