@@ -121,7 +121,7 @@ struct Flow {
 impl Flow {
     fn start(
         settings: &Settings,
-        session: Session,
+        mut session: Session,
         ledger: Lmdb,
         version: &str,
         descriptors: u64,
@@ -224,7 +224,11 @@ impl Flow {
         start_recorder(recorder, Arc::clone(&staged), sender.clone())
             .map_err(|error| failed("start the recorder for", error))?;
 
-        let reporter = Reporter::start(Arc::clone(&metrics), settings.metrics_interval);
+        let reporter = Reporter::start(
+            Arc::clone(&metrics),
+            settings.metrics_interval,
+            session.hlog.take(),
+        );
         let state = Arc::new(AtomicU8::new(RUNNING));
         let control = start_control(settings, &metrics, &state);
         events::started(&events::Started {

@@ -17,6 +17,7 @@ use crate::io::{Timestamp, clock, lock, open, probe, stat};
 use crate::ledger::lmdb::Lmdb;
 use crate::ledger::{Ledger, Opening, SourceEntry, SourceId};
 use crate::observe::events;
+use crate::observe::hlog::Hlog;
 use crate::pipeline::Input;
 use crate::pipeline::record::layout;
 use crate::settings::{Durability, LeasePolicy, Settings};
@@ -56,6 +57,8 @@ pub struct Session {
     pub syncfs: bool,
     /// The state.
     pub state: Locked,
+    /// Where the latencies of each interval go, if anywhere.
+    pub hlog: Option<Hlog>,
 }
 
 impl Session {
@@ -82,6 +85,7 @@ impl Session {
         }
         let warehouse = lock(&settings.warehouse)?;
         let manifests = lock(&settings.manifests)?;
+        let hlog = settings.hlog.as_deref().map(Hlog::open).transpose()?;
         for (path, role) in missing {
             events::directory_made(path, role);
         }
@@ -158,6 +162,7 @@ impl Session {
             suspicion,
             syncfs,
             state,
+            hlog,
         };
         Ok((session, ledger))
     }

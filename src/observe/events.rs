@@ -13,6 +13,7 @@ use tracing::{Level, debug, enabled, error, info, warn};
 
 use super::metrics::Summary;
 use super::repeats::first_this_hour;
+use super::usage::Usage;
 
 /// A file is in the warehouse and its manifest line is durable.
 pub fn file_ingested(
@@ -207,6 +208,16 @@ pub fn fallback(what: &str, cause: &str, instead: &str) {
     info!(event = "fallback", what, cause, instead);
 }
 
+/// No more latencies are written to the interval log at `path`.
+pub fn hlog_ended(path: &Path, cause: &str) {
+    warn!(
+        event = "hlog_ended",
+        path = &*path.to_string_lossy(),
+        cause,
+        remedy = "free space or give --hlog another file, then restart",
+    );
+}
+
 /// Something about the settings looks like a mistake, and the run goes on without it.
 pub fn settings_doubtful(message: &str) {
     warn!(event = "settings_doubtful", message);
@@ -272,9 +283,18 @@ pub fn started(started: &Started) {
     );
 }
 
-/// The instance is ending. `files` and `bytes` are those processed in this run.
+/// The instance is ending. `files` and `bytes` are those processed in this run; what it cost is of the whole process.
 pub fn stopped(reason: &str, files: u64, bytes: u64) {
-    info!(event = "stopped", reason, files, bytes);
+    let usage = Usage::now();
+    info!(
+        event = "stopped",
+        reason,
+        files,
+        bytes,
+        cpu_user_seconds = usage.cpu_user_seconds,
+        cpu_system_seconds = usage.cpu_system_seconds,
+        rss_peak_bytes = usage.rss_peak_bytes,
+    );
 }
 
 /// Another instance holds the lock at `path`.

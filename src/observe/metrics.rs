@@ -262,7 +262,7 @@ impl Stage {
     ];
 
     /// Its name in logs and status.
-    pub fn as_str(self) -> &'static str {
+    pub const fn as_str(self) -> &'static str {
         match self {
             Stage::Settle => "settle",
             Stage::Queue => "queue",
@@ -283,10 +283,6 @@ impl Default for Metrics {
 impl Metrics {
     /// Everything zero; the run begins now.
     pub fn new() -> Metrics {
-        let latencies = || {
-            Histogram::new_with_bounds(1, LATENCY_MAX_US, LATENCY_DIGITS)
-                .expect("constant bounds that HdrHistogram takes")
-        };
         Metrics {
             ingested: Tally::default(),
             duplicate: Tally::default(),
@@ -343,8 +339,7 @@ impl Metrics {
     pub fn record_many(&self, stage: Stage, took: impl Iterator<Item = Duration>) {
         let mut histogram = lock(&self.latencies[stage as usize]);
         for took in took {
-            let us = u64::try_from(took.as_micros()).unwrap_or(LATENCY_MAX_US);
-            histogram.saturating_record(us.clamp(1, LATENCY_MAX_US));
+            record(&mut histogram, took);
         }
     }
 
@@ -441,10 +436,27 @@ impl Metrics {
         }
     }
 
+    /// All latencies of a stage in this run, as of now.
+    pub fn histogram(&self, stage: Stage) -> Histogram<u64> {
+        lock(&self.latencies[stage as usize]).clone()
+    }
+
     fn latencies(&self) -> BTreeMap<Stage, Latency> {
         let of = |stage: Stage| Latency::of(&lock(&self.latencies[stage as usize]));
         Stage::ALL.map(|stage| (stage, of(stage))).into()
     }
+}
+
+/// An empty histogram of latencies, in microseconds.
+pub fn latencies() -> Histogram<u64> {
+    Histogram::new_with_bounds(1, LATENCY_MAX_US, LATENCY_DIGITS)
+        .expect("constant bounds that HdrHistogram takes")
+}
+
+/// Adds a latency to such a histogram.
+pub fn record(histogram: &mut Histogram<u64>, took: Duration) {
+    let us = u64::try_from(took.as_micros()).unwrap_or(LATENCY_MAX_US);
+    histogram.saturating_record(us.clamp(1, LATENCY_MAX_US));
 }
 
 impl Standing {
@@ -562,7 +574,7 @@ impl Status {
 }
 
 /// A number with its thousands apart: `1,234,567`.
-pub(super) fn grouped(number: u64) -> String {
+pub(crate) fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::with_capacity(digits.len() * 4 / 3);
     for (at, digit) in digits.chars().enumerate() {

@@ -5,14 +5,18 @@
 //! | [`events`] | one function for each thing that can be observed; the only place that names them |
 //! | [`log`] | events as JSON or text lines on stderr, written by a thread of its own |
 //! | [`metrics`] | counters, gauges and latency histograms; what `status` and `summary` show |
-//! | [`reporter`] | the `summary` event every interval |
+//! | [`reporter`] | the `summary` event every interval, and the latencies of each interval in [`hlog`] |
+//! | [`hlog`] | interval logs that HdrHistogram's tools read |
+//! | [`usage`] | what the process has cost: processor time, memory |
 //! | [`control`] | the socket through which `status` asks a running instance |
 //! | [`systemd`] | READY, STOPPING and STATUS for `Type=notify` units |
 
 pub mod control;
 pub mod events;
+pub mod hlog;
 pub mod log;
 pub mod metrics;
 mod repeats;
 pub mod reporter;
 pub mod systemd;
+pub mod usage;

@@ -1,9 +1,10 @@
-//! The `summary` event every interval, and the status line of the service manager.
+//! Every interval: the `summary` event, the status line of the service manager, and the latencies of the interval.
 
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use super::hlog::Hlog;
 use super::metrics::{Metrics, Summary, Totals, grouped};
 use super::{events, systemd};
 
@@ -24,20 +25,20 @@ struct Stop {
 impl Reporter {
     /// Starts it. An interval in which nothing changed is not reported, so an idle instance is
     /// silent; an interval of zero reports nothing but the end.
-    pub fn start(metrics: Arc<Metrics>, interval: Duration) -> Reporter {
+    pub fn start(metrics: Arc<Metrics>, interval: Duration, hlog: Option<Hlog>) -> Reporter {
         let stop = Arc::new(Stop::default());
         let thread = (!interval.is_zero()).then(|| {
             let (metrics, stop) = (Arc::clone(&metrics), Arc::clone(&stop));
             thread::Builder::new()
                 .name("reporter".into())
-                .spawn(move || report(&metrics, &stop, interval, events::summary))
+                .spawn(move || report(&metrics, &stop, interval, hlog, events::summary))
         });
         let thread = thread.transpose().unwrap_or_else(|error| {
             // The numbers stay in `status`.
             events::fallback(
                 "reporter thread",
                 &error.to_string(),
-                "no periodic summaries",
+                "no periodic summaries, no interval log",
             );
             None
         });
@@ -83,7 +84,22 @@ impl Stop {
     }
 }
 
-fn report(metrics: &Metrics, stop: &Stop, every: Duration, emit: impl Fn(&Summary)) {
+fn report(
+    metrics: &Metrics,
+    stop: &Stop,
+    every: Duration,
+    mut hlog: Option<Hlog>,
+    emit: impl Fn(&Summary),
+) {
+    let mut log_latencies = || {
+        if let Some(open) = &mut hlog
+            && let Err(error) = open.write_interval(metrics)
+        {
+            // The flow goes on, and so do its other numbers.
+            events::hlog_ended(open.path(), &error.to_string());
+            hlog = None;
+        }
+    };
     let mut interval = metrics.run();
     let mut last = Snapshot::of(metrics);
     systemd::status(&last.to_line());
@@ -96,7 +112,9 @@ fn report(metrics: &Metrics, stop: &Stop, every: Duration, emit: impl Fn(&Summar
         } else {
             interval = metrics.interval();
         }
+        log_latencies();
     }
+    log_latencies();
 }
 
 /// What a change of is worth a summary.
@@ -144,7 +162,7 @@ mod tests {
             },
             ..Totals::default()
         });
-        let reporter = Reporter::start(Arc::clone(&metrics), Duration::ZERO);
+        let reporter = Reporter::start(Arc::clone(&metrics), Duration::ZERO, None);
         metrics.ingested.add(Count::file(5));
         metrics.duplicate.add(Count::file(6));
         let summary = reporter.final_summary();
@@ -159,7 +177,7 @@ mod tests {
         let (sender, summaries) = std::sync::mpsc::channel();
         thread::scope(|scope| {
             let emit = move |summary: &Summary| sender.send(summary.clone()).expect("received");
-            scope.spawn(|| report(&metrics, &stop, Duration::from_millis(1), emit));
+            scope.spawn(|| report(&metrics, &stop, Duration::from_millis(1), None, emit));
             thread::sleep(Duration::from_millis(50));
             assert!(summaries.try_recv().is_err(), "nothing happened yet");
             metrics.ingested.add(Count::file(5));
@@ -183,6 +201,7 @@ mod tests {
         drop(Reporter::start(
             Arc::new(Metrics::new()),
             Duration::from_secs(3600),
+            None,
         ));
         assert!(start.elapsed() < Duration::from_secs(10));
     }

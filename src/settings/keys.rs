@@ -53,6 +53,8 @@ pub enum Kind {
     Directory,
     /// Several directories.
     Directories,
+    /// A file.
+    File,
     /// True or false.
     Switch,
     /// A number of threads, or `auto`.
@@ -293,6 +295,14 @@ pub static KEYS: &[Key] = &[
         "Time between two summary events, in seconds",
     ),
     of_flow(
+        "hlog",
+        Kind::File,
+        &[],
+        "FILE",
+        "Append the latencies of every metrics interval to FILE, in microseconds with a tag for \
+         each stage, as an interval log that HdrHistogram's tools read [default: none]",
+    ),
+    of_flow(
         "log_level",
         Kind::Choice(words::<LogLevel>),
         &["info"],
@@ -359,7 +369,7 @@ impl Kind {
     /// # Errors
     /// What it should be instead.
     pub fn check(self, word: &OsStr) -> Result<(), String> {
-        if let Self::Directory | Self::Directories = self {
+        if let Self::Directory | Self::Directories | Self::File = self {
             return match word.as_bytes() {
                 [] => Err("a path cannot be empty; '.' is the working directory".into()),
                 bytes if bytes.contains(&0) => Err("a path cannot hold a NUL".into()),
@@ -368,7 +378,7 @@ impl Kind {
         }
         let text = word.to_str().ok_or("it is not valid UTF-8")?;
         match self {
-            Self::Directory | Self::Directories => Ok(()),
+            Self::Directory | Self::Directories | Self::File => Ok(()),
             Self::Switch => match text {
                 "true" | "false" => Ok(()),
                 _ => Err("it is true or false".into()),
@@ -422,7 +432,7 @@ impl Kind {
         let one = |word: &OsString| {
             let text = word.to_string_lossy();
             match self {
-                Self::Directory | Self::Directories => {
+                Self::Directory | Self::Directories | Self::File => {
                     absolute(Path::new(word)).to_string_lossy().into()
                 }
                 Self::Switch => Value::Bool(text == "true"),
@@ -439,6 +449,7 @@ impl Kind {
         };
         match words {
             [word] if !self.is_list() => one(word),
+            [] if !self.is_list() => Value::Null,
             words => words.iter().map(one).collect(),
         }
     }

@@ -36,6 +36,7 @@ pub use keys::{
 pub use raw::{CONFIG_VARIABLE, DISABLE_VARIABLE, RawSettings, Words};
 pub use resolve::{Loaded, Origin, Purpose, Setting};
 pub use rules::IgnoreReason;
+pub use size::ByteSize;
 
 /// Everything a command needs to know, resolved. All paths are absolute.
 #[derive(Debug, Clone)]
@@ -66,6 +67,8 @@ pub struct Settings {
     pub rescan: Duration,
     /// Time between two `summary` events.
     pub metrics_interval: Duration,
+    /// Where the latencies of each interval are logged.
+    pub hlog: Option<PathBuf>,
     /// Least severe level that is logged.
     pub log_level: LogLevel,
     /// Shape of the log lines.

@@ -68,7 +68,21 @@ pub(super) fn refuse(settings: &Settings, purpose: Purpose) -> Result<(), Settin
             }
         }
     }
-    Ok(())
+    let Some(hlog) = &settings.hlog else {
+        return Ok(());
+    };
+    let hlog = Place::new("the interval log".into(), hlog);
+    // Beside the ledger it is in nobody's way.
+    let outer = places[..places.len() - 1].iter().find(|it| it.holds(&hlog));
+    outer.map_or(Ok(()), |outer| {
+        Err(SettingsError::Overlap(format!(
+            "{} {} is inside {} {}; choose a place outside",
+            hlog.what,
+            hlog.shown(),
+            outer.what,
+            outer.shown()
+        )))
+    })
 }
 
 impl<'a> Place<'a> {

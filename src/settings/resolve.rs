@@ -122,6 +122,11 @@ impl RawSettings {
                 .0,
             batch_files: merged.of_flow("batch_files")?.parse()?,
             hash_lanes: merged.of_flow("hash_lanes")?.parse()?,
+            hlog: merged
+                .of_flow("hlog")?
+                .words
+                .first()
+                .map(|word| absolute(Path::new(word))),
             disable,
             sources: inputs
                 .into_iter()
