@@ -9,10 +9,12 @@
 //!
 //! In reading order: [`settings`] says what to do, [`ingestor`] wires the threads, [`pipeline`] is the way of a file,
 //! [`ledger`] the truth about it, [`io`] the door to the kernel, [`observe`] what is seen from outside,
+//! [`bench`](mod@bench) a measurement of all that,
 //! [`verify`] the check that ledger, manifests and warehouse agree, [`rebuild`] a new ledger from the others, [`trial`] what the crash tests take hold of.
 
 #![cfg_attr(not(test), deny(clippy::disallowed_methods))]
 
+pub mod bench;
 pub mod cli;
 pub mod failure;
 pub mod ingestor;

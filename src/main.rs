@@ -32,6 +32,7 @@ fn main() -> ExitCode {
         } => report(cli::find::run(&loaded, &query, json)),
         Command::Rebuild { loaded, deep, json } => report(cli::rebuild::run(&loaded, deep, json)),
         Command::Backup { loaded, to, json } => report(cli::backup::run(&loaded, &to, json)),
+        Command::Bench { bench, json } => report(cli::bench::run(&bench, json)),
         Command::Verify { loaded, deep, json } => report(cli::verify::run(&loaded, deep, json)),
     }
 }

@@ -2,13 +2,17 @@
 //! [`KEYS`].
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::builder::{OsStringValueParser, PossibleValuesParser, TypedValueParser};
 use clap::parser::ValueSource;
-use clap::{Arg, ArgAction, ArgMatches, Args, FromArgMatches, Parser, Subcommand};
+use clap::{Arg, ArgAction, ArgMatches, Args, FromArgMatches, Parser, Subcommand, value_parser};
 
-use crate::settings::{KEYS, Key, Kind, Loaded, Purpose, RawSettings, SettingsError, Words};
+use crate::bench::{self, Bench, DataSet, FILE_BYTES_MIN, FILES_MAX, Pace};
+use crate::settings::{
+    ByteSize, KEYS, Key, Kind, Loaded, Mode, Origin, Purpose, RawSettings, SECONDS_MAX, Setting,
+    SettingsError, Words,
+};
 
 /// What to do, with everything needed to do it.
 #[derive(Debug)]
@@ -62,6 +66,13 @@ pub enum Command {
         loaded: Loaded,
         /// The directory to make.
         to: PathBuf,
+        /// One JSON object instead of text.
+        json: bool,
+    },
+    /// Measure.
+    Bench {
+        /// What.
+        bench: Box<Bench>,
         /// One JSON object instead of text.
         json: bool,
     },
@@ -145,6 +156,108 @@ enum Subcommands {
         #[arg(long)]
         json: bool,
     },
+    /// Measure how fast files are ingested here
+    #[command(after_long_help = BENCH_HELP)]
+    #[command(mut_arg("mode", |mode| mode.default_value(Mode::Closed.as_str())))]
+    Bench(Box<BenchArgs>),
+}
+
+#[derive(Debug, Args)]
+struct BenchArgs {
+    /// How many files to make
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 10_000,
+        conflicts_with = "rate"
+    )]
+    #[arg(value_parser = value_parser!(u64).range(1..=FILES_MAX))]
+    files: u64,
+    /// Bytes of each, 8 at least: 4096, 64KiB, 1GiB
+    #[arg(long, value_name = "SIZE", default_value = "4KiB", value_parser = file_bytes)]
+    size: u64,
+    /// How many of a hundred files have the content of an earlier one
+    #[arg(long, value_name = "PCT", default_value_t = 0)]
+    #[arg(value_parser = value_parser!(u64).range(0..100))]
+    duplicates: u64,
+    /// Leave the files unsynced, as most writers do [default: synced before ingestion starts]
+    #[arg(long)]
+    dirty: bool,
+    /// Their content is in the page cache; the default
+    #[arg(long, conflicts_with = "cold")]
+    warm: bool,
+    /// Drop their content from the page cache before ingestion starts
+    #[arg(long, conflicts_with = "dirty")]
+    cold: bool,
+    /// The warehouse is on the filesystem of the files, which are renamed; the default
+    #[arg(long, conflicts_with = "cross_fs")]
+    same_fs: bool,
+    /// The warehouse is beneath DIR, on another filesystem: files are copied
+    #[arg(long, value_name = "DIR")]
+    cross_fs: Option<PathBuf>,
+    /// Deliver files one by one on a schedule, N a second, and measure from the time at which each should have come
+    #[arg(long, value_name = "N", value_parser = rate)]
+    rate: Option<f64>,
+    /// For how long files are delivered, with --rate
+    #[arg(long, value_name = "N", default_value_t = 10.0, requires = "rate", value_parser = seconds)]
+    seconds: f64,
+    /// Where the directory for everything is made, and removed afterwards
+    #[arg(long, value_name = "DIR", default_value = ".")]
+    dir: PathBuf,
+    /// Remove nothing afterwards
+    #[arg(long)]
+    keep: bool,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+    #[command(flatten, next_help_heading = "Settings of the ingestion, as for run")]
+    flags: IngestFlags,
+}
+
+/// What the figures mean, at the end of the long help.
+const BENCH_HELP: &str = "\
+Files are made in a directory of their own, then taken by `ringest run --once` in a process of its own with the settings
+given here; only --mode has another default. With --rate a watching `ringest run` takes them: each is
+renamed into place when its time comes, or with --dirty written there and closed.
+
+What is printed:
+  rate         files and 10^6 bytes a second, from the start of the process to its end (with --rate: from the time of the
+               first file until the last one was durable)
+  processor    seconds in user mode and in the kernel, of that process alone
+  memory       most that was resident at once, mapped pages of the ledger included; and most of its own (RssAnon, looked at
+               every 50 ms)
+  share        how the time of all files from first sight to durable manifest line is divided among the stages; waiting
+               is between read and place, until the recorder takes the batch
+  latency, ms  settle: from first sight until finished; queue: until a reader takes it; read: reading, hashing, copying;
+               place: from the start of its batch until it has its name in the warehouse, with the syncs; commit: until its manifest line is durable;
+               total: from finished until then; scheduled: from the time of a file in the schedule until then
+
+--json has the same under names that say their units, in milliseconds, seconds and bytes.";
+
+fn file_bytes(text: &str) -> Result<u64, String> {
+    let ByteSize(bytes) = text.parse()?;
+    match bytes >= FILE_BYTES_MIN && bytes <= i64::MAX as u64 {
+        true => Ok(bytes),
+        false => Err(format!(
+            "a file has {FILE_BYTES_MIN} bytes at least: it begins with its number"
+        )),
+    }
+}
+
+fn rate(text: &str) -> Result<f64, String> {
+    within(text, 0.001, 1e6)
+}
+
+fn seconds(text: &str) -> Result<f64, String> {
+    within(text, 0.1, SECONDS_MAX)
+}
+
+fn within(text: &str, min: f64, max: f64) -> Result<f64, String> {
+    let number = text
+        .parse()
+        .ok()
+        .filter(|number| (min..=max).contains(number));
+    number.ok_or_else(|| format!("it is a number from {min} to {max}"))
 }
 
 #[derive(Debug, Args)]
@@ -208,6 +321,7 @@ impl Cli {
                 let loaded = flow(raw, run)?;
                 Ok(Command::Rebuild { loaded, deep, json })
             }
+            Subcommands::Bench(args) => args.load(raw),
             Subcommands::Backup { flags, to, json } => Ok(Command::Backup {
                 loaded: store(raw, flags)?,
                 to,
@@ -236,9 +350,91 @@ fn store(raw: RawSettings, StoreFlags(flags): StoreFlags) -> Result<Loaded, Sett
     RawSettings { flags, ..raw }.resolve(Purpose::Store)
 }
 
+impl BenchArgs {
+    fn load(self, raw: RawSettings) -> Result<Command, SettingsError> {
+        // Its own directories take the place of those that a file or the environment may name.
+        let name = format!("ringest-bench-{}", std::process::id());
+        let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.into());
+        let root = absolute(&self.dir).join(&name);
+        let elsewhere = self
+            .cross_fs
+            .as_deref()
+            .map(|dir| absolute(dir).join(format!("{name}-warehouse")));
+        let IngestFlags(mut flags) = self.flags;
+        let directories = [
+            ("input", root.join("staging")),
+            (
+                "warehouse",
+                elsewhere.as_ref().unwrap_or(&root).join("warehouse"),
+            ),
+            ("manifests", root.join("manifests")),
+            ("state_path", root.join("state")),
+        ];
+        flags.extend(directories.map(|(key, path)| (key, vec![path.into()])));
+        for (key, word) in [("log_level", "info"), ("log_format", "json")] {
+            flags.insert(key, vec![word.into()]);
+        }
+        let loaded = |flags: &Words| {
+            let (config, environment) = (raw.config.clone(), raw.environment.clone());
+            RawSettings {
+                flags: flags.clone(),
+                config,
+                environment,
+                ..RawSettings::default()
+            }
+            .resolve(Purpose::Flow)
+        };
+        let mut settled = loaded(&flags)?;
+        let unsaid = |setting: &Setting| setting.key == "mode" && setting.origin == Origin::Default;
+        if settled.origins.iter().any(unsaid) {
+            // The files are finished when ingestion starts; holding still for seconds would be all that is measured.
+            flags.insert("mode", vec![Mode::Closed.as_str().into()]);
+            settled = loaded(&flags)?;
+        }
+
+        let pace = self.rate.map(|rate| Pace {
+            rate,
+            seconds: self.seconds,
+        });
+        let of_key = |key: &'static str, words: Vec<OsString>| {
+            let name = key.replace('_', "-");
+            words.into_iter().map(move |word| bench::flag(&name, word))
+        };
+        flags.remove("hlog");
+        let config = raw.config.iter().map(|path| bench::flag("config", path));
+        let words = flags
+            .into_iter()
+            .flat_map(|(key, words)| of_key(key, words));
+        let bench = Bench {
+            data: DataSet {
+                files: pace.map_or(self.files, |pace| pace.files()),
+                file_bytes: self.size,
+                duplicates_percent: self.duplicates,
+                dirty: self.dirty,
+                cold: self.cold,
+            },
+            pace,
+            root,
+            elsewhere,
+            keep: self.keep,
+            hlog: settled.settings.hlog.clone(),
+            arguments: config.chain(words).collect(),
+            settings: settled.settings,
+        };
+        Ok(Command::Bench {
+            bench: Box::new(bench),
+            json: self.json,
+        })
+    }
+}
+
 /// The flags of `run`: one for each setting.
 #[derive(Debug)]
 struct FlowFlags(Words);
+
+/// The flags of `run` that a bench passes on.
+#[derive(Debug)]
+struct IngestFlags(Words);
 
 /// The flags that say where things are stored.
 #[derive(Debug)]
@@ -246,6 +442,13 @@ struct StoreFlags(Words);
 
 fn flow_keys() -> impl Iterator<Item = &'static Key> {
     KEYS.iter()
+}
+
+/// It has directories of its own, and reads the log.
+fn ingest_keys() -> impl Iterator<Item = &'static Key> {
+    KEYS.iter().filter(|key| {
+        !matches!(key.kind, Kind::Directory | Kind::Directories) && !key.name.starts_with("log_")
+    })
 }
 
 fn store_keys() -> impl Iterator<Item = &'static Key> {
@@ -279,6 +482,7 @@ macro_rules! flags_from_registry {
 }
 
 flags_from_registry!(FlowFlags, flow_keys);
+flags_from_registry!(IngestFlags, ingest_keys);
 flags_from_registry!(StoreFlags, store_keys);
 
 fn flag(key: &'static Key) -> Arg {
@@ -387,6 +591,42 @@ mod tests {
     }
 
     #[test]
+    fn a_bench_passes_settings_on_and_has_directories_of_its_own() {
+        let load = |line: &str| match load(line).unwrap() {
+            Command::Bench { bench, .. } => bench,
+            other => panic!("{other:?}"),
+        };
+        let bench =
+            load("ringest bench --dir /d --concurrency 2 --include *.dat --include x --hlog /h");
+        assert!(bench.root.starts_with("/d") && bench.root != Path::new("/d"));
+        for flag in [
+            "--concurrency=2",
+            "--include=*.dat",
+            "--include=x",
+            "--mode=closed",
+        ] {
+            assert!(bench.arguments.contains(&flag.into()), "{flag}");
+        }
+        let source = &bench.settings.sources[0];
+        assert_eq!(source.input, bench.root.join("staging"));
+        assert_eq!(source.mode, Mode::Closed);
+        assert_eq!(bench.settings.warehouse, bench.root.join("warehouse"));
+        // The bench's own log of latencies is another file.
+        assert_eq!(bench.hlog, Some("/h".into()));
+        assert!(
+            !bench
+                .arguments
+                .iter()
+                .any(|it| it.to_string_lossy().contains("hlog"))
+        );
+
+        let bench = load("ringest bench --mode stability --cross-fs /e --rate 100 --seconds 3");
+        assert_eq!(bench.settings.sources[0].mode, Mode::Stability);
+        assert!(bench.settings.warehouse.starts_with("/e"));
+        assert_eq!(bench.data.files, 300);
+    }
+
+    #[test]
     fn what_makes_no_sense_ends_with_code_2() {
         for line in [
             "ringest",
@@ -404,6 +644,19 @@ mod tests {
             "ringest find",
             "ringest backup",
             "ringest rebuild --once",
+            "ringest bench --files 0",
+            "ringest bench --size 7",
+            "ringest bench --size huge",
+            "ringest bench --duplicates 100",
+            "ringest bench --rate 0",
+            "ringest bench --rate NaN",
+            "ringest bench --seconds 3",
+            "ringest bench --rate 5 --files 5",
+            "ringest bench --warm --cold",
+            "ringest bench --dirty --cold",
+            "ringest bench --same-fs --cross-fs /tmp",
+            "ringest bench --warehouse /w",
+            "ringest bench --log-level off",
         ] {
             let error = Cli::try_parse_from(line.split(' ')).unwrap_err();
             assert_eq!(error.exit_code(), 2, "{line}");

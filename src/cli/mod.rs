@@ -2,6 +2,7 @@
 
 pub mod args;
 pub mod backup;
+pub mod bench;
 pub mod check;
 pub mod find;
 pub mod plan;

@@ -9,6 +9,7 @@
 //! | `RINGEST_TEST_WRAPPER` | a program, with its arguments, that every `ringest run` is started through |
 //! | `RINGEST_TEST_SEED` | the seed of everything pseudo-random, to replay a failure |
 //! | `RINGEST_TEST_DATA` | a directory with CSV and JSON files to upload |
+//! | `RINGEST_TEST_HDRHISTOGRAM` | a directory with PyPI's `hdrhistogram`, if Python does not find it by itself |
 //! | `RINGEST_TEST_REQUIRE_ALL` | `1`: a test that cannot run here fails instead of being skipped |
 
 // Each test binary compiles this module for itself and uses a part of it.
