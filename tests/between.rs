@@ -103,6 +103,79 @@ fn a_placed_file_that_was_replaced_by_one_of_the_same_size_and_time_is_taken_bac
 }
 
 #[test]
+fn a_placed_file_that_somebody_takes_away_is_withdrawn() {
+    let site = Site::new();
+    site.put("a.csv", "content");
+    let run = stopped_at("placed", &site, &[]);
+    fs::remove_file(placed(&site)).expect("remove");
+    ends_well(run);
+    assert_eq!(site.manifest().len(), 0);
+    site.put("a.csv", "content");
+    site.run_once(ARGS);
+    assert_eq!(site.line("a.csv").number("seq"), 2);
+    site.assert_sound();
+}
+
+#[test]
+fn a_name_that_somebody_takes_before_the_file_is_placed_stays_theirs() {
+    let site = Site::new();
+    site.put("first.csv", "first");
+    site.run_once(ARGS);
+    let theirs = site.line("first.csv").placed().with_file_name("a.csv");
+    site.put("a.csv", "content");
+    let run = stopped_at("intents_committed", &site, &[]);
+    fs::write(&theirs, "theirs").expect("write");
+    ends_well(run);
+    assert_eq!(fs::read_to_string(&theirs).expect("read"), "theirs");
+    let line = site.line("a.csv");
+    assert_ne!(line.placed(), theirs);
+    assert_eq!(fs::read_to_string(line.placed()).expect("read"), "content");
+    fs::remove_file(theirs).expect("remove");
+    site.assert_sound();
+}
+
+#[test]
+fn a_partition_that_somebody_removes_before_a_file_is_placed_is_made_again() {
+    let site = Site::new();
+    site.put("a.csv", "content");
+    let run = stopped_at("intents_committed", &site, &[]);
+    for entry in fs::read_dir(&site.warehouse).expect("list") {
+        let path = entry.expect("an entry").path();
+        if path.is_dir() {
+            fs::remove_dir(path).expect("remove");
+        }
+    }
+    ends_well(run);
+    assert_eq!(site.line("a.csv").number("seq"), 2);
+    site.assert_sound();
+}
+
+#[test]
+fn a_manifest_that_somebody_else_writes_to_ends_the_run_before_anything_is_promised() {
+    let site = Site::new();
+    site.put("a.csv", "content");
+    site.run_once(ARGS);
+    let manifest = files_beneath(&site.manifests)
+        .into_iter()
+        .find(|path| path.ends_with("manifest.jsonl"))
+        .expect("a manifest");
+    site.put("b.csv", "more");
+    let (mut program, log) = stopped_at("classified", &site, &[]);
+    append(&manifest, "{}\n");
+    program.go_on();
+    match program.wait() {
+        State::Ended(status) => assert_eq!(status.code(), Some(74), "{}", log.tail()),
+        State::Stopped => panic!("it stopped again"),
+    }
+    assert!(
+        log.tail().contains("somebody else changed it"),
+        "{}",
+        log.tail()
+    );
+    assert!(site.staging.join("b.csv").is_file());
+}
+
+#[test]
 fn a_placed_file_that_got_a_second_name_is_not_what_is_recorded() {
     let site = Site::new();
     site.put("a.csv", "content");

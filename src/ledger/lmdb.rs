@@ -8,6 +8,8 @@
 #![allow(clippy::disallowed_methods)]
 
 mod room;
+#[cfg(test)]
+mod tests;
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -391,7 +393,7 @@ impl Lmdb {
         self.file_bytes = length;
         // The commit syncs the file, and with it the length that it promises.
         self.write("note the length of the ledger in", |txn, tables| {
-            Ok(tables.meta.put(txn, meta::FILE_BYTES, &length.encode())?)
+            tables.meta.put(txn, meta::FILE_BYTES, &length.encode())
         })
     }
 
@@ -414,18 +416,17 @@ impl Lmdb {
     fn write(
         &mut self,
         operation: &str,
-        change: impl Fn(&mut RwTxn<'_>, &Tables) -> Result<(), TxnError>,
+        change: impl Fn(&mut RwTxn<'_>, &Tables) -> Result<(), heed::Error>,
     ) -> Result<(), Failure> {
         loop {
-            let attempt = || -> Result<(), TxnError> {
+            let attempt = || -> Result<(), heed::Error> {
                 let mut txn = self.env.write_txn()?;
                 change(&mut txn, &self.tables)?;
-                Ok(txn.commit()?)
+                txn.commit()
             };
             match attempt() {
                 Ok(()) => return self.keep_headroom(),
-                Err(TxnError::Failure(failure)) => return Err(failure),
-                Err(TxnError::Heed(heed::Error::Mdb(MdbError::MapFull))) => {
+                Err(heed::Error::Mdb(MdbError::MapFull)) => {
                     let size = self.env.info().map_size * 2;
                     // SAFETY: this process has no other transaction open: the recorder is the ledger's only
                     // user here, and the failed transaction is gone.
@@ -433,7 +434,7 @@ impl Lmdb {
                         damaged(&self.dir, "grow the map of the ledger in", &error)
                     })?;
                 }
-                Err(TxnError::Heed(error)) => {
+                Err(error) => {
                     return Err(Failure {
                         suspect: true,
                         ..damaged(&self.dir, operation, &error)
@@ -557,13 +558,6 @@ impl Lmdb {
                 found.push(seq_value(&self.dir, entry?.1)?);
             }
             Ok(found)
-        })
-    }
-
-    /// Number of content keys.
-    pub fn content_len(&self) -> Result<u64, Failure> {
-        self.read("read the ledger in", |txn, tables| {
-            Ok(tables.content.len(txn)?)
         })
     }
 
@@ -707,9 +701,9 @@ impl Ledger for Lmdb {
             input: input.to_path_buf(),
         };
         self.write("add a source to the ledger in", |txn, tables| {
-            Ok(tables
+            tables
                 .sources
-                .put(txn, &next.to_be_bytes(), &entry.encode())?)
+                .put(txn, &next.to_be_bytes(), &entry.encode())
         })?;
         Ok(entry.id)
     }
@@ -1017,117 +1011,4 @@ fn parse_meta(page: &[u8; META_BYTES]) -> Option<Meta> {
         last_page: word(AFTER_TREES).ok()?,
         txn: word(AFTER_TREES + 8).ok()?,
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::ledger::schema::tests::arrival;
-
-    fn commit(seq: u64) -> Commit {
-        let arrival = Arrival { seq, ..arrival() };
-        Commit {
-            content: arrival.key.map(|key| (key, seq)).into_iter().collect(),
-            records: vec![Record {
-                seq,
-                state: RecordState::Done {
-                    arrival,
-                    line: None,
-                },
-            }],
-            next_seq: seq + 1,
-            ..Commit::default()
-        }
-    }
-
-    #[test]
-    fn the_last_page_is_read_as_lmdb_reports_it() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut ledger = Lmdb::open(&dir.path().join("ledger"), Durability::None).unwrap();
-        for seq in 1..200 {
-            ledger.commit_records(&commit(seq)).unwrap();
-        }
-        let info = ledger.env.info();
-        let file = File::open(dir.path().join("ledger/data.mdb")).unwrap();
-        let txn = ledger.env.read_txn().unwrap();
-        let page_bytes = u64::from(ledger.tables.meta.stat(&txn).unwrap().page_size);
-        let newest = [0, page_bytes]
-            .into_iter()
-            .filter_map(|offset| read_meta(&file, offset).unwrap())
-            .max_by_key(|meta| meta.txn);
-        let expected = Meta {
-            page_bytes,
-            last_page: info.last_page_number as u64,
-            txn: info.last_txn_id as u64,
-        };
-        assert_eq!(newest, Some(expected));
-    }
-
-    #[test]
-    fn the_page_size_is_what_the_file_says() {
-        let dir = tempfile::tempdir().unwrap();
-        drop(Lmdb::open(&dir.path().join("ledger"), Durability::None).unwrap());
-        let file = File::open(dir.path().join("ledger/data.mdb")).unwrap();
-        let mut page = [0; META_BYTES];
-        file.read_exact_at(&mut page, 0).unwrap();
-        let at = [16, 24]
-            .into_iter()
-            .find(|&at| page[at..at + 4] == 0xBEEF_C0DE_u32.to_ne_bytes())
-            .unwrap();
-        let mut with = |size: u32| {
-            page[at + 24..at + 28].copy_from_slice(&size.to_ne_bytes());
-            parse_meta(&page).map(|meta| meta.page_bytes)
-        };
-        for size in [512, 4096, 16384, 65536] {
-            assert_eq!(with(size), Some(size.into()));
-        }
-        for size in [0, 256, 4095, 131_072] {
-            assert_eq!(with(size), None);
-        }
-    }
-
-    #[test]
-    fn a_truncated_ledger_is_refused_and_a_whole_one_is_not() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut ledger = Lmdb::open(&dir.path().join("ledger"), Durability::Full).unwrap();
-        for seq in 1..500 {
-            ledger.commit_records(&commit(seq)).unwrap();
-        }
-        let used = (ledger.env.info().last_page_number as u64 + 1) * ledger.page_bytes;
-        let page_bytes = ledger.page_bytes;
-        drop(ledger);
-        let dir = dir.path().join("ledger");
-        assert!(refuse_if_damaged(&dir).is_ok());
-        let data = dir.join("data.mdb");
-        let whole = std::fs::metadata(&data).unwrap().len();
-        let shorten = |length| {
-            let file = OpenOptions::new().write(true).open(&data).unwrap();
-            file.set_len(length).unwrap();
-        };
-        shorten(whole - 1);
-        let failure = Lmdb::open(&dir, Durability::Full).err().unwrap();
-        assert!(failure.to_string().contains("truncated"), "{failure}");
-        shorten(whole);
-        drop(Lmdb::open(&dir, Durability::Full).unwrap());
-        for length in [used - 1, used / 2, page_bytes, 1] {
-            shorten(length);
-            let failure = refuse_if_damaged(&dir).unwrap_err();
-            assert_eq!(failure.exit, Exit::Io);
-            assert!(failure.to_string().contains("truncated"), "{failure}");
-        }
-    }
-
-    #[test]
-    fn a_full_map_grows_by_itself() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut ledger = Lmdb::open(&dir.path().join("ledger"), Durability::None).unwrap();
-        let small = 1 << 20;
-        // SAFETY: no transaction is open.
-        unsafe { ledger.env.resize(small) }.unwrap();
-        for seq in 1..5_000 {
-            ledger.commit_records(&commit(seq)).unwrap();
-        }
-        assert!(ledger.env.info().map_size > small);
-        assert_eq!(ledger.records_from(1, 10_000).unwrap().len(), 4_999);
-    }
 }

@@ -46,6 +46,38 @@ fn a_taken_name_gets_digits_of_the_digest() {
 }
 
 #[test]
+fn a_file_all_of_whose_names_are_taken_waits_for_one_of_them() {
+    let site = Site::new().with(&["--stability-seconds", "0.2"]);
+    site.put("first.csv", "first");
+    site.run_once(&[]);
+    let partition = site.line("first.csv").placed();
+    let digest = sha256(b"content");
+    // The last one has the number that the file gets.
+    let names = [
+        "a.csv".to_owned(),
+        format!("a.{}.csv", &digest[..8]),
+        format!("a.{}.csv", &digest[..16]),
+        format!("a.{digest}.csv"),
+        format!("a.{digest}.2.csv"),
+    ];
+    let names = names.map(|name| partition.with_file_name(name));
+    for name in &names {
+        fs::write(name, "theirs").expect("write");
+    }
+    let source = site.put("a.csv", "content");
+    let mut running = site.start(&[]);
+    running.wait_for_event("file_failed", "a.csv");
+    assert!(source.is_file());
+    for name in &names {
+        assert_eq!(fs::read_to_string(name).expect("read"), "theirs");
+        fs::remove_file(name).expect("remove");
+    }
+    site.wait_for_line(&mut running, "a.csv");
+    running.terminate().ok();
+    site.assert_sound();
+}
+
+#[test]
 fn a_stranger_in_the_warehouse_is_not_overwritten() {
     let site = Site::new().with(&["--stability-seconds", "0.2"]);
     site.put("a.csv", "a");

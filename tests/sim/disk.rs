@@ -21,7 +21,7 @@
 //!   keeps the old: the next sync says OK and does nothing. Dropping the cache shows the truth. A sync of a
 //!   directory or of a filesystem that fails is a journal that aborts: nothing pending ever becomes durable, and
 //!   the filesystem is read-only until the next boot.
-//! - **Errors.** Any operation may fail where the kernel may: EIO of reads, looks and syncs, ENOSPC, EDQUOT and EMFILE for a
+//! - **Errors.** Any operation may fail where the kernel may: EIO of reads, looks, names that are made and syncs, ENOSPC, EDQUOT and EMFILE for a
 //!   while, EXDEV between directories that were believed to be on one filesystem, EACCES and EPERM, and writes that fail half way.
 //! - **Crashes.** Every operation is a numbered event, and the process may end before any of them. A *kill* leaves
 //!   the cache as it is. A *power cut* leaves a legal part of what was pending, and renumbers the devices. Inode numbers of
@@ -922,6 +922,8 @@ pub enum Fault {
     Read,
     /// The next look at a name, a file or a directory fails.
     Look,
+    /// The next making of a name or of room for bytes fails.
+    Make,
     /// Nothing can be allocated for so many operations, or until somebody has rested.
     Full(u32),
     /// Nothing can be opened for so many operations.
@@ -1129,6 +1131,7 @@ impl State {
             Fault::Sync => op == Op::Sync,
             Fault::Read => matches!(op, Op::Read | Op::Open),
             Fault::Look => op == Op::Look,
+            Fault::Make => matches!(op, Op::MakeDir | Op::Create | Op::Link | Op::Reserve),
             Fault::Full(_) => matches!(
                 op,
                 Op::MakeDir
@@ -1166,9 +1169,12 @@ impl State {
                 }
                 Errno::MFILE
             }
-            Fault::Sync | Fault::Read | Fault::Look | Fault::ShortWrite | Fault::Commit => {
-                Errno::IO
-            }
+            Fault::Sync
+            | Fault::Read
+            | Fault::Look
+            | Fault::Make
+            | Fault::ShortWrite
+            | Fault::Commit => Errno::IO,
             Fault::OtherFilesystem => Errno::XDEV,
             Fault::Denied => Errno::PERM,
         };

@@ -20,8 +20,9 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use ringest::ledger::SourceId;
 use ringest::pipeline::record::layout;
 use ringest::settings::{Dedupe, OnDuplicate};
 
@@ -29,11 +30,25 @@ use crate::check::{self, Checked, Memory};
 use crate::disk::{Fault, Happening, Image, Role, State, Survivors};
 use crate::ledger::Tables;
 use crate::upload;
-use crate::world::{self, Absent, Config, Dummies, End, SourceConfig, found, start};
+use crate::world::{self, Absent, Config, Dummies, End, Process, SourceConfig, found, start};
 
 const QUESTIONS_MAX: u32 = 6;
 const QUESTIONS_MAX_AGAIN: u32 = 3;
 const SAMPLES: u64 = 6;
+
+/// What goes wrong once.
+const FAULTS: [Fault; 10] = [
+    Fault::Sync,
+    Fault::Read,
+    Fault::Look,
+    Fault::Make,
+    Fault::Full(1),
+    Fault::Descriptors(1),
+    Fault::ShortWrite,
+    Fault::OtherFilesystem,
+    Fault::Denied,
+    Fault::Commit,
+];
 
 /// What becomes of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,6 +96,7 @@ fn config() -> Config {
         unnamed: true,
         batch_files: 12,
         trusts_reboot: true,
+        pause_max: Some(Duration::from_secs(3)),
     }
 }
 
@@ -171,8 +187,8 @@ impl Explorer {
         left
     }
 
-    /// A batch of these kinds, up to its end. Returns the states on the way.
-    fn batch(&self, kinds: &[Kind]) -> Result<(Vec<(Image, Tables)>, Memory), String> {
+    /// A process that has taken files before, and a batch of these kinds in staging.
+    fn arrange(&self, kinds: &[Kind]) -> Result<(Rc<RefCell<State>>, Process, Memory), String> {
         let mut fresh = State::new(1);
         found(&self.config, &mut fresh);
         let state = self.state(&fresh.image, &fresh.ledger);
@@ -187,15 +203,11 @@ impl Explorer {
             false,
             Absent::default(),
         );
-        let (mut process, _) = started.map_err(|end| format!("{end:?}"))?;
-        let mut round = |state: &Rc<RefCell<State>>| {
-            let forced: BTreeSet<(Role, PathBuf)> = BTreeSet::new();
-            let ran = process.round(state, &self.config, &self.dummies, &forced, 12, 0);
-            ran.map(|_| ()).map_err(|end| format!("{end:?}"))
-        };
+        let (mut process, _) = started.map_err(told)?;
         put(moved, "old", b"old content, more than a block of it");
         put(moved, "clash", b"first of that name");
-        round(&state)?;
+        self.round(&state, &mut process, &mut BTreeSet::new())
+            .map_err(told)?;
         let mut memory = Memory::default();
         check::settled(&state.borrow(), &mut memory)?;
         state.borrow_mut().image.sync_everything();
@@ -224,13 +236,67 @@ impl Explorer {
                 }
             }
         }
+        Ok((state, process, memory))
+    }
+
+    /// One batch of everything that waits. What must be copied from now on is added to `forced`.
+    fn round(
+        &self,
+        state: &Rc<RefCell<State>>,
+        process: &mut Process,
+        forced: &mut BTreeSet<(Role, PathBuf)>,
+    ) -> Result<(), End> {
+        let now_forced = process.round(state, &self.config, &self.dummies, forced, 12, 0)?;
+        forced.extend(now_forced);
+        Ok(())
+    }
+
+    /// A batch of these kinds, up to its end. Returns the states on the way.
+    fn batch(&self, kinds: &[Kind]) -> Result<(Vec<(Image, Tables)>, Memory), String> {
+        let (state, mut process, mut memory) = self.arrange(kinds)?;
         state.borrow_mut().snapshots = Some(Vec::new());
-        round(&state)?;
+        self.round(&state, &mut process, &mut BTreeSet::new())
+            .map_err(told)?;
         let mut state = state.borrow_mut();
         check::settled(&state, &mut memory)?;
         let mut snapshots = state.snapshots.take().unwrap_or_default();
         snapshots.push((state.image.clone(), state.ledger.clone()));
         Ok((snapshots, Memory::default()))
+    }
+
+    /// Lets a process take what is left and end. `before` must not be lost.
+    fn drain(
+        &self,
+        state: &Rc<RefCell<State>>,
+        mut process: Process,
+        before: &[check::Brought],
+        memory: &mut Memory,
+    ) -> Checked {
+        let mut forced = BTreeSet::new();
+        for _ in 0..3 {
+            self.round(state, &mut process, &mut forced)
+                .map_err(|end| format!("drain: {}", told(end)))?;
+        }
+        let kept = process.kept();
+        let closed = process.close(state);
+        closed.map_err(|end| format!("close: {}", told(end)))?;
+        let mut state = state.borrow_mut();
+        let state = &mut *state;
+        check::nothing_lost(before, &state.image, &state.ledger)?;
+        for survivors in [None, Some(Survivors::None)] {
+            if let Some(survivors) = survivors {
+                state.image.cut(survivors);
+            }
+            check::settled(state, memory)?;
+            check::drained(state, |role, path, id| match role {
+                Role::Source(number) => {
+                    let identity = state.image.stat(id).identity;
+                    kept.contains(SourceId(number), path, &identity)
+                }
+                _ => false,
+            })?;
+        }
+        Ok(())
     }
 
     /// A recovery. Returns the states on the way, if they are wanted.
@@ -247,7 +313,7 @@ impl Explorer {
         let before = check::brought(&stopped.image);
         let none = Absent::default();
         let started = start(&state, &self.config, &self.dummies, stopped.suspect, none);
-        let (mut process, _) = started.map_err(|end| format!("recovery: {}", told(end)))?;
+        let (process, _) = started.map_err(|end| format!("recovery: {}", told(end)))?;
         let snapshots = state.borrow_mut().snapshots.take().unwrap_or_default();
         let mut memory = self.memory.clone();
         {
@@ -256,21 +322,7 @@ impl Explorer {
             check::settled(&state, &mut memory)?;
             world::recovers_to_itself(&state, &self.config, &self.dummies, none)?;
         }
-        // The drain.
-        for _ in 0..3 {
-            let forced = BTreeSet::new();
-            let ran = process.round(&state, &self.config, &self.dummies, &forced, 12, 0);
-            ran.map_err(|end| format!("drain: {}", told(end)))?;
-        }
-        let closed = process.close(&state);
-        closed.map_err(|end| format!("close: {}", told(end)))?;
-        let mut state = state.borrow_mut();
-        check::nothing_lost(&before, &state.image, &state.ledger)?;
-        check::settled(&state, &mut memory)?;
-        check::drained(&state, |_, _, _| false)?;
-        state.image.cut(Survivors::None);
-        check::settled(&state, &mut memory)?;
-        check::drained(&state, |_, _, _| false)?;
+        self.drain(&state, process, &before, &mut memory)?;
         Ok(snapshots)
     }
 
@@ -309,6 +361,117 @@ impl Explorer {
         }
         Ok(())
     }
+
+    /// A batch in which something goes wrong once, at or after its event number `after`. False once it has fewer.
+    fn fault_in_batch(&mut self, kinds: &[Kind], fault: Fault, after: u64) -> Result<bool, String> {
+        let (state, mut process, mut memory) = self.arrange(kinds)?;
+        let due = {
+            let mut state = state.borrow_mut();
+            let due = state.events + after;
+            state.due.push((due, Happening::Fault(fault)));
+            due
+        };
+        let before = check::brought(&state.borrow().image);
+        let mut forced = BTreeSet::new();
+        let ran = self.round(&state, &mut process, &mut forced);
+        let came = state.borrow().events >= due;
+        match ran {
+            Ok(()) => {
+                state.borrow_mut().calm();
+                check::settled(&state.borrow(), &mut memory)?;
+                self.drain(&state, process, &before, &mut memory)?;
+            }
+            Err(End::Failed(_)) => self.after_a_failure(&state, &before)?,
+            Err(end) => return Err(told(end)),
+        }
+        Ok(came)
+    }
+
+    /// The same for a recovery.
+    fn fault_in_recovery(
+        &mut self,
+        stopped: &Stopped,
+        fault: Fault,
+        after: u64,
+    ) -> Result<bool, String> {
+        let state = self.state(&stopped.image, &stopped.ledger);
+        state
+            .borrow_mut()
+            .due
+            .push((after, Happening::Fault(fault)));
+        let before = check::brought(&stopped.image);
+        let (config, dummies) = (&self.config, &self.dummies);
+        let started = start(&state, config, dummies, stopped.suspect, Absent::default());
+        let came = state.borrow().events >= after;
+        match started {
+            Ok((process, _)) => {
+                state.borrow_mut().calm();
+                let mut memory = self.memory.clone();
+                check::settled(&state.borrow(), &mut memory)?;
+                self.drain(&state, process, &before, &mut memory)?;
+            }
+            Err(End::Failed(_)) => self.after_a_failure(&state, &before)?,
+            Err(end) => return Err(told(end)),
+        }
+        Ok(came)
+    }
+
+    /// The next start goes on where an error ended a process.
+    fn after_a_failure(
+        &mut self,
+        state: &Rc<RefCell<State>>,
+        before: &[check::Brought],
+    ) -> Checked {
+        let stopped = {
+            let state = state.borrow();
+            check::nothing_lost(before, &state.image, &state.ledger)?;
+            let mut image = state.image.clone();
+            // A journal that has aborted is there again after a reboot.
+            match image.is_read_only() {
+                true => image.cut(Survivors::None),
+                false => image.kill(),
+            }
+            Stopped {
+                suspect: !state.image.is_read_only(),
+                image,
+                ledger: state.ledger.clone(),
+            }
+        };
+        match self.good.insert(hash(&stopped)) {
+            true => self.recover(&stopped, false).map(|_| ()),
+            false => Ok(()),
+        }
+    }
+
+    /// Everything that can go wrong, at every event of a batch and of every recovery from a kill in it.
+    fn explore_faults(&mut self, kinds: &[Kind]) -> Checked {
+        self.numbers.workloads += 1;
+        let (moments, memory) = self.batch(kinds)?;
+        self.memory = memory;
+        for fault in FAULTS {
+            let told = format!("{kinds:?}, {fault:?}");
+            for after in 0.. {
+                let came = self.fault_in_batch(kinds, fault, after);
+                self.numbers.states += 1;
+                if !came.map_err(|what| format!("{}, event {after}: {what}", told))? {
+                    break;
+                }
+            }
+            for (at, (image, ledger)) in moments.iter().enumerate() {
+                let stopped = self.crashes(image, ledger, 0).swap_remove(0);
+                for after in 0.. {
+                    let came = self.fault_in_recovery(&stopped, fault, after);
+                    self.numbers.again += 1;
+                    let came = came
+                        .map_err(|what| format!("{}, kill at {at}, event {after}: {what}", told))?;
+                    if !came {
+                        break;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
 }
 
 fn told(end: End) -> String {
@@ -339,11 +502,11 @@ fn workloads(most: usize) -> Vec<Vec<Kind>> {
     all
 }
 
-#[test]
-fn every_small_workload_survives_a_crash_everywhere_and_another_one_during_recovery() {
-    let files = crate::seeds::number("RINGEST_SIM_FILES", 3) as usize;
-    let workloads = workloads(files);
-    let began = Instant::now();
+/// Explores workloads on all cores.
+fn explore_all(
+    workloads: &[Vec<Kind>],
+    explore: impl Fn(&mut Explorer, &[Kind]) -> Checked + Sync,
+) -> Numbers {
     let next = AtomicUsize::new(0);
     let failed: Mutex<Option<String>> = Mutex::new(None);
     let total = Mutex::new(Numbers::default());
@@ -353,7 +516,7 @@ fn every_small_workload_survives_a_crash_everywhere_and_another_one_during_recov
             scope.spawn(|| {
                 let mut explorer = Explorer::new();
                 while let Some(kinds) = workloads.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    if let Err(what) = explorer.explore(kinds) {
+                    if let Err(what) = explore(&mut explorer, kinds) {
                         next.store(workloads.len(), Ordering::Relaxed);
                         failed.lock().unwrap().get_or_insert(what);
                     }
@@ -368,7 +531,19 @@ fn every_small_workload_survives_a_crash_everywhere_and_another_one_during_recov
             });
         }
     });
+    if let Some(what) = failed.into_inner().unwrap() {
+        panic!("{what}");
+    }
     let total = *total.lock().unwrap();
+    assert_eq!(total.workloads as usize, workloads.len());
+    total
+}
+
+#[test]
+fn every_small_workload_survives_a_crash_everywhere_and_another_one_during_recovery() {
+    let files = crate::seeds::number("RINGEST_SIM_FILES", 3) as usize;
+    let began = Instant::now();
+    let total = explore_all(&workloads(files), Explorer::explore);
     crate::counts::say(&format!(
         "{} workloads of up to {files} files: {} states after a crash, {} after another during recovery, {} recoveries; {:.1?}",
         total.workloads,
@@ -377,10 +552,21 @@ fn every_small_workload_survives_a_crash_everywhere_and_another_one_during_recov
         total.recoveries,
         began.elapsed()
     ));
-    if let Some(what) = failed.into_inner().unwrap() {
-        panic!("{what}");
-    }
-    assert_eq!(total.workloads as usize, workloads.len());
+}
+
+#[test]
+fn every_small_workload_survives_every_fault_at_every_event_and_in_every_recovery() {
+    let files = crate::seeds::number("RINGEST_SIM_FAULT_FILES", 2) as usize;
+    let began = Instant::now();
+    let total = explore_all(&workloads(files), Explorer::explore_faults);
+    crate::counts::say(&format!(
+        "{} workloads of up to {files} files, {} kinds of faults: {} in a batch, {} in a recovery; {:.1?}",
+        total.workloads,
+        FAULTS.len(),
+        total.states,
+        total.again,
+        began.elapsed()
+    ));
 }
 
 /// A recovery was on its way to remove the source name of a file that a power cut had left under both names, and was

@@ -22,7 +22,7 @@ fn happening(random: &mut Random) -> Happening {
     match random.below(100) {
         0..22 => Happening::Crash(Crash::Cut(random.next())),
         22..38 => Happening::Crash(Crash::Kill),
-        38..62 => Happening::Fault(match random.below(13) {
+        38..62 => Happening::Fault(match random.below(14) {
             0..3 => Fault::Sync,
             3 => Fault::Read,
             4..6 => Fault::Full(2 + random.below(40) as u32),
@@ -31,6 +31,7 @@ fn happening(random: &mut Random) -> Happening {
             8..10 => Fault::OtherFilesystem,
             10 => Fault::Denied,
             11 => Fault::Look,
+            12 => Fault::Make,
             _ => Fault::Commit,
         }),
         62..74 => Happening::Write(nth),

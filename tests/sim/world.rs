@@ -53,6 +53,8 @@ pub struct Config {
     pub batch_files: usize,
     /// Whether the first start after a power cut trusts the cache, which is empty then. ringest itself does not.
     pub trusts_reboot: bool,
+    /// How long a process waits for room, with what it has begun.
+    pub pause_max: Option<Duration>,
 }
 
 impl Config {
@@ -88,6 +90,7 @@ impl Config {
             unnamed: random.percent(60),
             batch_files: 1 + random.below(12) as usize,
             trusts_reboot: random.percent(50),
+            pause_max: random.percent(20).then_some(Duration::from_secs(3)),
         }
     }
 }
@@ -228,7 +231,7 @@ pub fn start(
                 batch_files: config.batch_files,
                 suspect,
                 stop: Arc::default(),
-                pause_max: None,
+                pause_max: config.pause_max,
             };
             (parts, inputs)
         };
@@ -380,6 +383,10 @@ impl Process {
         };
         let identity = image.stat(id).identity;
         self.kept.contains(SourceId(number), path, &identity)
+    }
+
+    pub fn kept(&self) -> Arc<KeptSet> {
+        self.kept.clone()
     }
 
     pub fn close(self, state: &Rc<RefCell<State>>) -> Result<(), End> {
@@ -923,7 +930,7 @@ impl World {
             }
         }
         let process = self.process.take().expect("started");
-        let kept = process.kept.clone();
+        let kept = process.kept();
         match process.close(&self.state) {
             Ok(()) => {}
             Err(end) => return self.ended(end),

@@ -370,11 +370,7 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
         match (arrival.placement, &arrival.outcome) {
             (Placement::Copy, _) => commit.owed.push(source(OwedKind::Source)),
             (Placement::None, Outcome::Duplicate { .. }) => {
-                let policy = item
-                    .staged
-                    .as_ref()
-                    .map(|staged| staged.candidate.input.settings.on_duplicate);
-                if policy == Some(OnDuplicate::Keep) {
+                if policy_of(item) == OnDuplicate::Keep {
                     stays = true;
                     commit.kept.push(Kept {
                         source: arrival.source,
@@ -505,10 +501,7 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
             Outcome::Duplicate { of } => {
                 self.metrics.duplicate.add(count);
                 let action = match arrival.placement {
-                    Placement::None => match &item.staged {
-                        Some(staged) => staged.candidate.input.settings.on_duplicate.done(),
-                        None => OnDuplicate::Delete.done(),
-                    },
+                    Placement::None => policy_of(item).done(),
                     _ => OnDuplicate::Move.done(),
                 };
                 let first = self.first_path(*of);
@@ -521,4 +514,12 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
             }
         }
     }
+}
+
+/// What becomes of it if it is a duplicate. What recovery finds is placed, or was to be deleted.
+fn policy_of<File>(item: &Item<File>) -> OnDuplicate {
+    let staged = item.staged.as_ref();
+    staged.map_or(OnDuplicate::Delete, |staged| {
+        staged.candidate.input.settings.on_duplicate
+    })
 }

@@ -227,13 +227,10 @@ impl<D: Disk> ManifestWriter<D> {
     ) -> Result<std::io::Result<()>, Failure> {
         let path = self.file_path(hour);
         let offset = self.next_offset(hour);
-        match self.open(disk, hour)? {
-            Ok(()) => {}
-            Err(error) => return Ok(Err(error)),
+        if let Err(error) = self.open(disk, hour)? {
+            return Ok(Err(error));
         }
-        let Some((_, file)) = &self.open else {
-            return Ok(Ok(()));
-        };
+        let file = self.file();
         let length = disk
             .stat_file(file)
             .map_err(|error| Failure::io("look at the manifest", &path, &error))?
@@ -250,26 +247,35 @@ impl<D: Disk> ManifestWriter<D> {
         }
     }
 
+    /// Makes sure that the file of that hour is open, and made if it was not there.
     fn open(&mut self, disk: &D, hour: i64) -> Result<std::io::Result<()>, Failure> {
         if matches!(&self.open, Some((open, _)) if *open == hour) {
             return Ok(Ok(()));
         }
+        Ok(self.make(disk, hour)?.map(|file| {
+            self.open = Some((hour, file));
+        }))
+    }
+
+    fn file(&self) -> &D::File {
+        &self.open.as_ref().expect("opened before").1
+    }
+
+    fn make(&self, disk: &D, hour: i64) -> Result<std::io::Result<D::File>, Failure> {
         let path = self.file_path(hour);
         let relative = layout::manifest_path(hour);
         let parent = relative.parent().unwrap_or(Path::new(""));
-        let failed = |error| match SyncFailed::is(&error) {
-            true => Failure::sync("make the manifest", &path, &error),
-            false => Failure::io("make the manifest", &path, &error),
-        };
-        let dir = match ensure_dir(disk, &self.root.dir, parent) {
-            Ok(dir) => dir,
+        let made = ensure_dir(disk, &self.root.dir, parent).and_then(|dir| {
+            let file = disk.create(&dir, OsStr::new(layout::MANIFEST))?;
+            Ok((dir, file))
+        });
+        let (dir, file) = match made {
+            Ok(made) => made,
             Err(error) if crate::pipeline::is_no_room(&error) => return Ok(Err(error)),
-            Err(error) => return Err(failed(error)),
-        };
-        let file = match disk.create(&dir, OsStr::new(layout::MANIFEST)) {
-            Ok(file) => file,
-            Err(error) if crate::pipeline::is_no_room(&error) => return Ok(Err(error)),
-            Err(error) => return Err(failed(error)),
+            Err(error) if SyncFailed::is(&error) => {
+                return Err(Failure::sync("make the manifest", &path, &error));
+            }
+            Err(error) => return Err(Failure::io("make the manifest", &path, &error)),
         };
         points::reached("manifest_made");
         if !mutants::on("manifest_name_unsynced") {
@@ -277,8 +283,7 @@ impl<D: Disk> ManifestWriter<D> {
                 Failure::sync("sync the directory of the manifest", &path, &error)
             })?;
         }
-        self.open = Some((hour, file));
-        Ok(Ok(()))
+        Ok(Ok(file))
     }
 
     /// Notes that the ledger has promised these lines.
@@ -298,9 +303,7 @@ impl<D: Disk> ManifestWriter<D> {
         if let Err(error) = self.open(disk, lines.hour)? {
             return Ok(Err(error));
         }
-        let Some((_, file)) = &self.open else {
-            return Ok(Ok(lines.end()));
-        };
+        let file = self.file();
         match disk.write_at(file, &lines.bytes, lines.offset) {
             Ok(()) => {}
             Err(error) if crate::pipeline::is_no_room(&error) => return Ok(Err(error)),
@@ -436,6 +439,34 @@ mod tests {
             .decode(entry["path_b64"].as_str().unwrap().as_bytes())
             .unwrap();
         assert_eq!(exact, b"/in/a\xff\n\".csv");
+    }
+
+    #[test]
+    fn a_line_that_contradicts_itself_is_refused() {
+        let line = line(&arrival(), "in", Path::new("/in"), Path::new("/wh"));
+        let line = String::from_utf8(line).unwrap();
+        let with = |from: &str, to: &str| parse(line.replace(from, to).as_bytes());
+        assert!(with("", "").is_ok());
+        let refused = [
+            (with("\"seq\":8", "\"seq\":0"), "seq is 0"),
+            (
+                with("\"/wh/", "\"wh/"),
+                "warehouse_path is not an absolute path",
+            ),
+            (
+                // "/other"
+                with("}", ",\"path_b64\":\"L290aGVy\"}"),
+                "path and path_b64 differ",
+            ),
+            (
+                with("}", ",\"warehouse_path_b64\":\"L290aGVy\"}"),
+                "warehouse_path and warehouse_path_b64 differ",
+            ),
+        ];
+        for (parsed, cause) in refused {
+            let error = parsed.map(|_| ()).unwrap_err();
+            assert!(error.contains(cause), "{error}");
+        }
     }
 
     proptest! {

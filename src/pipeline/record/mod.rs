@@ -71,15 +71,6 @@ pub struct Place<D: Disk> {
     pub path: PathBuf,
 }
 
-impl<D: Disk> Clone for Place<D> {
-    fn clone(&self) -> Self {
-        Place {
-            dir: self.dir.clone(),
-            path: self.path.clone(),
-        }
-    }
-}
-
 /// What a recorder works with.
 pub struct RecorderParts<D: Disk, L: Ledger> {
     /// The disk.
@@ -300,10 +291,8 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
         let opened = dirs.get(&self.disk, root, self.root(root)?, parent, make);
         match opened {
             Err(error) if SyncFailed::is(&error) => {
-                let path = match root {
-                    Root::Warehouse => self.warehouse.path.join(parent),
-                    Root::Input(source) => self.input_path(source).join(parent),
-                };
+                // Only there is anything made.
+                let path = self.warehouse.path.join(parent);
                 Err(Failure::sync("sync the parent of", &path, &error))
             }
             opened => Ok(opened),

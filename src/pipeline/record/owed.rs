@@ -344,3 +344,51 @@ fn is_meant(owed: &Owed, seen: &FileStat) -> bool {
     let (seen, owed) = (&seen.identity, &owed.identity);
     seen.same_inode(owed) && (seen.mtime == owed.mtime || seen.mtime <= owed.ctime)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ledger::SourceId;
+    use rustix::fs::FileType;
+
+    fn time(seconds: i64) -> Timestamp {
+        Timestamp { seconds, nanos: 0 }
+    }
+
+    #[test]
+    fn an_inode_that_does_not_say_when_it_was_made_must_be_as_it_was_recorded() {
+        let recorded = crate::io::Identity {
+            inode: 1,
+            size: 2,
+            mtime: time(3),
+            ctime: time(4),
+            ..Default::default()
+        };
+        let owed = Owed {
+            seq: 1,
+            kind: OwedKind::Source,
+            source: SourceId(1),
+            path: "a.csv".into(),
+            identity: recorded,
+        };
+        let seen = |change: fn(&mut crate::io::Identity)| {
+            let mut seen = FileStat {
+                identity: recorded,
+                kind: FileType::RegularFile,
+                links: 1,
+                mode: 0o644,
+                uid: 0,
+                gid: 0,
+                blocks: 0,
+            };
+            change(&mut seen.identity);
+            is_untouched(&owed, &seen)
+        };
+        assert!(seen(|_| ()));
+        assert!(!seen(|seen| seen.inode = 9));
+        assert!(!seen(|seen| seen.size = 1));
+        assert!(!seen(|seen| seen.ctime = time(5)));
+        // Torn by a power cut, perhaps, or another file with the same number.
+        assert!(!seen(|seen| seen.ctime = time(3)));
+    }
+}
