@@ -377,9 +377,8 @@ impl Explorer {
         let came = state.borrow().events >= due;
         match ran {
             Ok(()) => {
-                state.borrow_mut().calm();
                 check::settled(&state.borrow(), &mut memory)?;
-                self.drain(&state, process, &before, &mut memory)?;
+                self.after_an_end(&state, process, &before)?;
             }
             Err(End::Failed(_)) => self.after_a_failure(&state, &before)?,
             Err(end) => return Err(told(end)),
@@ -405,15 +404,37 @@ impl Explorer {
         let came = state.borrow().events >= after;
         match started {
             Ok((process, _)) => {
-                state.borrow_mut().calm();
-                let mut memory = self.memory.clone();
-                check::settled(&state.borrow(), &mut memory)?;
-                self.drain(&state, process, &before, &mut memory)?;
+                check::settled(&state.borrow(), &mut self.memory.clone())?;
+                self.after_an_end(&state, process, &before)?;
             }
             Err(End::Failed(_)) => self.after_a_failure(&state, &before)?,
             Err(end) => return Err(told(end)),
         }
         Ok(came)
+    }
+
+    /// What an error left for the next start is done by it.
+    fn after_an_end(
+        &mut self,
+        state: &Rc<RefCell<State>>,
+        process: Process,
+        before: &[check::Brought],
+    ) -> Checked {
+        state.borrow_mut().calm();
+        process.close(state).map_err(told)?;
+        let stopped = {
+            let state = state.borrow();
+            check::nothing_lost(before, &state.image, &state.ledger)?;
+            Stopped {
+                image: state.image.clone(),
+                ledger: state.ledger.clone(),
+                suspect: false,
+            }
+        };
+        match self.good.insert(hash(&stopped)) {
+            true => self.recover(&stopped, false).map(|_| ()),
+            false => Ok(()),
+        }
     }
 
     /// The next start goes on where an error ended a process.

@@ -115,25 +115,56 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
         let path = self.input_path(owed.source).join(&owed.path);
         let failed = |error: io::Error| Failure::io("remove", &path, &error);
         let stays = |error: io::Error| Removal::Stays(owed.path.clone(), error.to_string());
+        // It was recorded: until its name is gone it must not be read again.
+        let later = |identity, reason: &str| {
+            events::file_kept(&path, reason);
+            self.kept.add(&Kept {
+                source: owed.source,
+                path: owed.path.clone(),
+                identity,
+                seq: owed.seq,
+                reason: reason.to_owned(),
+            });
+            Ok(match mutants::on("unreachable_debt_paid") {
+                true => Removal::Gone,
+                false => Removal::Later,
+            })
+        };
         if !self.inputs.contains_key(&owed.source) {
-            events::file_kept(&path, "its staging directory is not there");
-            return Ok(Removal::Later);
+            return later(owed.identity, "its staging directory is not there");
         }
         let dir = match self.dir_of(dirs, root, &owed.path, false)? {
             Ok(dir) => dir,
             Err(error) if is_absent(&error) => return Ok(Removal::Gone),
-            Err(error) => return Ok(stays(error)),
+            Err(error) => return later(owed.identity, &error.to_string()),
         };
         let parent = owed.path.parent().unwrap_or(Path::new(""));
         touched.insert((root, parent.to_path_buf()));
         let name = name_of(&owed.path);
         let hidden = layout::leaving_name(&self.uuid, owed.seq, owed.kind == OwedKind::Sidecar);
-        if self.disk.stat(&dir, &hidden).map_err(failed)?.is_none() {
-            let Some(seen) = self.disk.stat(&dir, name).map_err(failed)? else {
+        let looked = self.disk.stat(&dir, &hidden).and_then(|hidden| {
+            let seen = match hidden {
+                Some(_) => None,
+                None => self.disk.stat(&dir, name)?,
+            };
+            Ok((hidden.is_some(), seen))
+        });
+        let (is_hidden, seen) = match looked {
+            Ok(looked) => looked,
+            Err(error) => return later(owed.identity, &error.to_string()),
+        };
+        if !is_hidden {
+            let Some(seen) = seen else {
                 return Ok(Removal::Gone);
             };
             // Whatever has its name by now is a new arrival, or was touched since.
-            let recorded = is_untouched(owed, &seen) || self.is_unchanged(&dir, owed, &seen)?;
+            let recorded = match is_untouched(owed, &seen) {
+                true => true,
+                false => match self.is_unchanged(&dir, owed, &seen)? {
+                    Ok(unchanged) => unchanged,
+                    Err(error) => return later(seen.identity, &error.to_string()),
+                },
+            };
             if !recorded || !self.may_go(dirs, owed, item)? {
                 return Ok(Removal::Gone);
             }
@@ -204,23 +235,32 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
     }
 
     /// Whether a file that was touched holds what was recorded all the same, by its bytes: perhaps it was given its name
-    /// back, and a crash came before that was noted.
-    fn is_unchanged(&self, dir: &D::Dir, owed: &Owed, seen: &FileStat) -> Result<bool, Failure> {
+    /// back, and a crash came before that was noted. The inner error is that of reading it.
+    fn is_unchanged(
+        &self,
+        dir: &D::Dir,
+        owed: &Owed,
+        seen: &FileStat,
+    ) -> Result<io::Result<bool>, Failure> {
         let (was, is) = (&owed.identity, &seen.identity);
         let same = is.same_inode(was) && is.size == was.size && is.mtime == was.mtime;
         if owed.kind == OwedKind::Sidecar || !same {
-            return Ok(false);
+            return Ok(Ok(false));
         }
         let Some(arrival) = self.ledger_arrival(owed.seq)? else {
-            return Ok(false);
+            return Ok(Ok(false));
         };
-        // Who writes to it now has more to say.
-        let Ok(file) = self.disk.open(dir, name_of(&owed.path)) else {
-            return Ok(false);
+        let file = match self.disk.open(dir, name_of(&owed.path)) {
+            Ok(file) => file,
+            // Who writes to it now has more to say.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock || is_absent(&error) => {
+                return Ok(Ok(false));
+            }
+            Err(error) => return Ok(Err(error)),
         };
         let path = self.input_path(owed.source).join(&owed.path);
         let digest = self.digest_of(&file, &path)?;
-        Ok(digest.is_ok_and(|digest| digest == arrival.digest))
+        Ok(digest.map(|digest| digest == arrival.digest))
     }
 
     /// Remembers a file that cannot be removed, by the name that it has now.
@@ -244,8 +284,8 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
                 .sync_files(self.root(root)?, &[&file])
                 .map_err(|error| Failure::sync("sync", &shown, &error))?;
         }
-        // What cannot even be looked at cannot be read again either; and what has its name by now is an arrival.
-        if let Ok(Some(seen)) = self.look(dirs, root, &path)
+        // What has its name by now is an arrival.
+        if let Some(seen) = self.look(dirs, root, &path)?
             && seen.identity.same_inode(&owed.identity)
         {
             done.kept.push(Kept {
