@@ -209,8 +209,16 @@ impl History {
         }
         let staged = Inventory::of(site).staging;
         let torn = staged.into_iter().filter(|(path, _)| !is_hidden(path));
-        for (_, digest) in torn {
+        for (path, digest) in torn {
+            let as_sent = self.paths.get(&path).map(|content| sha256(content));
+            let is_torn = as_sent.as_ref() != Some(&digest);
             let sent = self.sent.entry(digest).or_default();
+            // If what it was is stored, it may be the source of a copy, and owe its removal.
+            sent.overwritten |= is_torn
+                && found
+                    .warehouse
+                    .values()
+                    .any(|it| as_sent.as_ref() == Some(it));
             // What the cut tore is a file like any other.
             if sent.arrivals == 0 || sent.overwritten {
                 sent.arrivals += 1;

@@ -148,7 +148,7 @@ fn succeeds<'a>(program: &str, words: impl IntoIterator<Item = &'a OsStr>) -> bo
     output.is_ok_and(|output| output.status.success())
 }
 
-fn run<'a>(program: &str, words: impl IntoIterator<Item = &'a OsStr>) {
+pub fn run<'a>(program: &str, words: impl IntoIterator<Item = &'a OsStr>) {
     let mut command = command(program, words);
     let output = command
         .output()

@@ -17,6 +17,7 @@ mod place;
 mod points;
 mod random;
 mod starts;
+mod torn;
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;

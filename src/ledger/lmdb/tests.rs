@@ -152,7 +152,8 @@ fn a_ledger_of_a_later_format_is_refused_by_who_writes_and_by_who_reads() {
 
 #[test]
 fn a_damaged_or_newer_value_is_told_with_its_table() {
-    let read: [(&str, fn(&Lmdb) -> Option<Failure>); 6] = [
+    type Read = fn(&Lmdb) -> Option<Failure>;
+    let read: [(&str, Read); 6] = [
         ("meta", |ledger| ledger.snapshot().err()),
         ("sources", |ledger| ledger.sources().err()),
         ("intents", |ledger| ledger.snapshot().err()),
