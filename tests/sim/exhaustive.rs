@@ -372,17 +372,9 @@ impl Explorer {
             due
         };
         let before = check::brought(&state.borrow().image);
-        let mut forced = BTreeSet::new();
-        let ran = self.round(&state, &mut process, &mut forced);
+        let ran = self.round(&state, &mut process, &mut BTreeSet::new());
         let came = state.borrow().events >= due;
-        match ran {
-            Ok(()) => {
-                check::settled(&state.borrow(), &mut memory)?;
-                self.after_an_end(&state, process, &before)?;
-            }
-            Err(End::Failed(_)) => self.after_a_failure(&state, &before)?,
-            Err(end) => return Err(told(end)),
-        }
+        self.goes_on(&state, ran.map(|()| process), &before, &mut memory)?;
         Ok(came)
     }
 
@@ -402,47 +394,29 @@ impl Explorer {
         let (config, dummies) = (&self.config, &self.dummies);
         let started = start(&state, config, dummies, stopped.suspect, Absent::default());
         let came = state.borrow().events >= after;
-        match started {
-            Ok((process, _)) => {
-                check::settled(&state.borrow(), &mut self.memory.clone())?;
-                self.after_an_end(&state, process, &before)?;
-            }
-            Err(End::Failed(_)) => self.after_a_failure(&state, &before)?,
-            Err(end) => return Err(told(end)),
-        }
+        let started = started.map(|(process, _)| process);
+        self.goes_on(&state, started, &before, &mut self.memory.clone())?;
         Ok(came)
     }
 
-    /// What an error left for the next start is done by it.
-    fn after_an_end(
+    /// What an error left is done by the next start, whether the process outlived it or not.
+    fn goes_on(
         &mut self,
         state: &Rc<RefCell<State>>,
-        process: Process,
+        outlived: Result<Process, End>,
         before: &[check::Brought],
+        memory: &mut Memory,
     ) -> Checked {
-        state.borrow_mut().calm();
-        process.close(state).map_err(told)?;
-        let stopped = {
-            let state = state.borrow();
-            check::nothing_lost(before, &state.image, &state.ledger)?;
-            Stopped {
-                image: state.image.clone(),
-                ledger: state.ledger.clone(),
-                suspect: false,
+        let suspect = match outlived {
+            Ok(process) => {
+                check::settled(&state.borrow(), memory)?;
+                state.borrow_mut().calm();
+                process.close(state).map_err(told)?;
+                false
             }
+            Err(End::Failed(_)) => !state.borrow().image.is_read_only(),
+            Err(end) => return Err(told(end)),
         };
-        match self.good.insert(hash(&stopped)) {
-            true => self.recover(&stopped, false).map(|_| ()),
-            false => Ok(()),
-        }
-    }
-
-    /// The next start goes on where an error ended a process.
-    fn after_a_failure(
-        &mut self,
-        state: &Rc<RefCell<State>>,
-        before: &[check::Brought],
-    ) -> Checked {
         let stopped = {
             let state = state.borrow();
             check::nothing_lost(before, &state.image, &state.ledger)?;
@@ -453,9 +427,9 @@ impl Explorer {
                 false => image.kill(),
             }
             Stopped {
-                suspect: !state.image.is_read_only(),
                 image,
                 ledger: state.ledger.clone(),
+                suspect,
             }
         };
         match self.good.insert(hash(&stopped)) {
