@@ -589,6 +589,15 @@ fn a_hidden_source_gets_its_name_back_for_good() {
         assert_eq!(explorer.explore_crash(&stopped), Ok(()));
     }
     assert!(explorer.numbers.again > 0);
+    let killed = explorer.crashes(&image, &ledger, 0).swap_remove(0);
+    for fault in FAULTS {
+        for after in 0.. {
+            let came = explorer.fault_in_recovery(&killed, fault, after);
+            if !came.unwrap_or_else(|what| panic!("{fault:?}, event {after}: {what}")) {
+                break;
+            }
+        }
+    }
 }
 
 /// A recovery removes a hidden source that was recorded, and may not; its own name has gone to a newer file.
@@ -627,4 +636,78 @@ fn a_source_that_cannot_be_removed_is_kept_under_the_name_that_it_gets_back() {
     );
     assert_eq!(state.image.find(source, &owed.path, false), None);
     assert_eq!(state.ledger.kept()[0].path, Path::new(&numbered));
+}
+
+/// A copy is recorded, its source could not be removed and was given its name back, and a kill came before that was
+/// noted. Its bytes would be taken a second time.
+fn given_back(explorer: &mut Explorer) -> Stopped {
+    explorer.config.sources[2].dedupe = Dedupe::Off;
+    let (moments, _) = explorer.batch(&[Kind::Copied]).expect("a batch");
+    let mut recorded = moments
+        .into_iter()
+        .filter(|(_, ledger)| !ledger.owed().is_empty());
+    let (mut image, ledger) = recorded.next().expect("commit B");
+    let owed = &ledger.owed()[0];
+    let name = owed.path.file_name().expect("a name");
+    let staging = image.roots[&Role::Source(3)];
+    let hidden = layout::leaving_name(&ledger.opening().uuid, owed.seq, false);
+    image.rename(staging, name, staging, &hidden).expect("free");
+    image.rename(staging, &hidden, staging, name).expect("free");
+    image.kill();
+    Stopped {
+        image,
+        ledger,
+        suspect: true,
+    }
+}
+
+#[test]
+fn a_recorded_source_that_cannot_be_read_stays_owed_and_is_not_taken_again() {
+    let mut explorer = Explorer::new();
+    let stopped = given_back(&mut explorer);
+    let mut stayed = 0;
+    for after in 0.. {
+        let state = explorer.state(&stopped.image, &stopped.ledger);
+        let fault = Happening::Fault(Fault::Read);
+        state.borrow_mut().due.push((after, fault));
+        let before = check::brought(&stopped.image);
+        let (config, dummies) = (&explorer.config, &explorer.dummies);
+        let started = start(&state, config, dummies, stopped.suspect, Absent::default());
+        let came = state.borrow().events >= after;
+        state.borrow_mut().calm();
+        let outlived = started.and_then(|(mut process, _)| {
+            stayed += state.borrow().ledger.owed().len();
+            explorer.round(&state, &mut process, &mut BTreeSet::new())?;
+            Ok(process)
+        });
+        // The next start can read it, and removes it.
+        let went_on = explorer.goes_on(&state, outlived, &before, &mut Memory::default());
+        assert_eq!(went_on, Ok(()), "event {after}");
+        if !came {
+            break;
+        }
+    }
+    assert!(stayed > 1, "when it was opened and when it was read");
+}
+
+/// Who has it open has more to say than what was recorded.
+#[test]
+fn a_recorded_source_that_somebody_has_open_is_an_arrival() {
+    let mut explorer = Explorer::new();
+    let stopped = given_back(&mut explorer);
+    let recorded = stopped.ledger.records().len();
+    let state = explorer.state(&stopped.image, &stopped.ledger);
+    state.borrow_mut().happen(Happening::Hold(0));
+    let (config, dummies) = (&explorer.config, &explorer.dummies);
+    let started = start(&state, config, dummies, stopped.suspect, Absent::default());
+    let (mut process, _) = started.map_err(told).expect("a start");
+    assert_eq!(state.borrow().ledger.owed(), []);
+    // It can be read from the second round on.
+    for _ in 0..3 {
+        let ran = explorer.round(&state, &mut process, &mut BTreeSet::new());
+        ran.map_err(told).expect("a round");
+    }
+    let state = state.borrow();
+    assert_eq!(check::settled(&state, &mut Memory::default()), Ok(()));
+    assert_eq!(state.ledger.records().len(), recorded + 1);
 }
