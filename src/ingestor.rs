@@ -231,6 +231,18 @@ impl Flow {
         );
         let state = Arc::new(AtomicU8::new(RUNNING));
         let control = start_control(settings, &metrics, &state);
+        // Whoever was told that it has started is heard.
+        let mut discoverer = Discoverer::new(DiscovererParts {
+            inputs: session.inputs.clone(),
+            candidates: Arc::clone(&candidates),
+            verdicts: Arc::clone(&verdicts),
+            kept,
+            reserve,
+            metrics: Arc::clone(&metrics),
+            stop: Arc::clone(&stop),
+            once: settings.once,
+            rescan: settings.rescan,
+        });
         events::started(&events::Started {
             version,
             pid: std::process::id(),
@@ -248,17 +260,6 @@ impl Flow {
             state_path,
             readers,
             io,
-        });
-        let mut discoverer = Discoverer::new(DiscovererParts {
-            inputs: session.inputs.clone(),
-            candidates: Arc::clone(&candidates),
-            verdicts: Arc::clone(&verdicts),
-            kept,
-            reserve,
-            metrics: Arc::clone(&metrics),
-            stop: Arc::clone(&stop),
-            once: settings.once,
-            rescan: settings.rescan,
         });
         spawn("discover", move || {
             let ended = or_abort(|| discoverer.run());

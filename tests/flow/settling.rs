@@ -253,13 +253,7 @@ fn closed_mode_takes_a_closed_file_without_leases_too() {
     // Longer than this test waits for anything: only the close can have settled it.
     let site = site.with(&["--stability-seconds", "60", "--rescan-seconds", "1"]);
     let mut watching = site.start(&[]);
-    // What is closed before that is found by a scan, and waits.
-    let fdinfo = format!("/proc/{}/fdinfo", watching.id());
-    wait_until("it watches", || {
-        let descriptors = fs::read_dir(&fdinfo).into_iter().flatten().flatten();
-        let mut infos = descriptors.filter_map(|it| fs::read_to_string(it.path()).ok());
-        infos.any(|info| info.contains("inotify wd:"))
-    });
+    watching.wait_for_event("started", "");
     let began = Instant::now();
     for i in 0..5 {
         let name = format!("closed-{i}.csv");
@@ -273,6 +267,26 @@ fn closed_mode_takes_a_closed_file_without_leases_too() {
     watching.terminate();
     assert_eq!(site.manifest().len(), 5);
     site.assert_sound();
+}
+
+#[test]
+fn what_is_closed_once_it_has_started_is_heard_before_the_first_scan_gets_there() {
+    // So long that nothing in this test can settle by standing still, or by what another scan sees.
+    let waits = ["--stability-seconds", "600", "--rescan-seconds", "600"];
+    let site = Site::new().with(&["--mode", "closed"]).with(&waits);
+    for i in 0..10_000 {
+        site.put(format!("{i}.csv"), format!("{i}"));
+    }
+    let second = site.root.join("second");
+    fs::create_dir(&second).expect("make an input");
+    let [first, last] = [&site.staging, &second].map(|input| input.to_str().expect("UTF-8"));
+    let mut watching = site.start(&["--input", first, "--input", last]);
+    watching.wait_for_event("started", "");
+    fs::write(second.join("closed.csv"), "closed").expect("write");
+    site.wait_for_line(&mut watching, "closed.csv");
+    watching.terminate();
+    assert_eq!(site.manifest().len(), 1);
+    site.assert_agrees();
 }
 
 #[test]

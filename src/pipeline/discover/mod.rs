@@ -133,11 +133,20 @@ struct Pause {
 }
 
 impl Discoverer {
-    /// A discoverer that has not looked yet. Directories are watched once [`Discoverer::run`] scans them.
+    /// A discoverer that has not looked yet. It hears of the staging directories from now on, and of those beneath them once
+    /// [`Discoverer::run`] scans them.
     pub fn new(parts: DiscovererParts) -> Discoverer {
         let watcher = if parts.inputs.iter().any(|input| input.inotify) {
             match Watcher::new() {
-                Ok(watcher) => Some(watcher),
+                Ok(mut watcher) => {
+                    for (index, input) in parts.inputs.iter().enumerate() {
+                        if input.inotify {
+                            // The scan tries again, and tells if that fails too.
+                            let _ = watcher.watch(index, Path::new(""), &input.dir);
+                        }
+                    }
+                    Some(watcher)
+                }
                 Err(error) => {
                     events::fallback("inotify", &error.to_string(), "rescans only");
                     None
