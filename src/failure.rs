@@ -88,6 +88,18 @@ impl Failure {
         }
     }
 
+    /// The process may not handle signals.
+    pub fn signals(error: io::Error) -> Failure {
+        Failure {
+            exit: Exit::Unavailable,
+            operation: "handle signals".into(),
+            path: None,
+            cause: error.to_string(),
+            remedy: "let the process install signal handlers".into(),
+            suspect: false,
+        }
+    }
+
     /// A failed sync: final, because a second one would say OK although the disk holds something else.
     pub fn sync(operation: impl Into<String>, path: &Path, error: &io::Error) -> Failure {
         Failure {

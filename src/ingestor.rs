@@ -479,18 +479,12 @@ fn or_abort<T>(run: impl FnOnce() -> T) -> T {
 /// The first signal sets `stop`, also while nobody reads messages yet.
 fn watch_signals(sender: Sender<Message>, stop: Arc<AtomicBool>) -> Result<(), Failure> {
     use signal_hook::consts::{SIGINT, SIGTERM};
-    let failed = |error: std::io::Error| Failure {
-        exit: Exit::Unavailable,
-        operation: "handle signals".into(),
-        path: None,
-        cause: error.to_string(),
-        remedy: "let the process install signal handlers".into(),
-        suspect: false,
-    };
     // A write beyond RLIMIT_FSIZE is an error of that write, not the end of the process.
     let ignored = Arc::new(AtomicBool::new(false));
-    signal_hook::flag::register(signal_hook::consts::SIGXFSZ, ignored).map_err(failed)?;
-    let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT]).map_err(failed)?;
+    signal_hook::flag::register(signal_hook::consts::SIGXFSZ, ignored)
+        .map_err(Failure::signals)?;
+    let signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT]);
+    let mut signals = signals.map_err(Failure::signals)?;
     spawn("signals", move || {
         let mut asked = false;
         for signal in signals.forever() {
@@ -510,7 +504,7 @@ fn watch_signals(sender: Sender<Message>, stop: Arc<AtomicBool>) -> Result<(), F
             }
         }
     })
-    .map_err(failed)
+    .map_err(Failure::signals)
 }
 
 fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> std::io::Result<()> {

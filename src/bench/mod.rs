@@ -31,7 +31,7 @@ use hdrhistogram::Histogram;
 pub use dataset::{DataSet, FILE_BYTES_MIN, FILES_MAX};
 pub use pace::Pace;
 pub use progress::Progress;
-pub use report::{Latency, Paced, Report};
+pub use report::{Paced, Report};
 
 use crate::failure::{Exit, Failure};
 use crate::io::probe;
@@ -282,14 +282,7 @@ fn watch_signals() -> Result<Arc<AtomicBool>, Failure> {
         let flag = || Arc::clone(&interrupted);
         signal_hook::flag::register_conditional_shutdown(signal, 128 + signal, flag())
             .and_then(|_| signal_hook::flag::register(signal, flag()))
-            .map_err(|error| Failure {
-                exit: Exit::Unavailable,
-                operation: "handle signals".into(),
-                path: None,
-                cause: error.to_string(),
-                remedy: "let the process install signal handlers".into(),
-                suspect: false,
-            })?;
+            .map_err(Failure::signals)?;
     }
     Ok(interrupted)
 }

@@ -11,7 +11,7 @@ use serde::Serialize;
 use super::Bench;
 use super::ingest::Ended;
 use super::pace::Measured;
-use crate::observe::metrics::{Stage, Totals, grouped};
+use crate::observe::metrics::{Latency, Stage, Totals, grouped};
 use crate::observe::usage::Usage;
 
 /// The tag of latencies that count from a file's time in the schedule.
@@ -112,37 +112,6 @@ pub struct Paced {
     pub unmeasured_files: u64,
     /// How far the wall clock, by which ends are known, and the steady one came apart.
     pub clock_drift_ms: f64,
-}
-
-/// Percentiles in milliseconds.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct Latency {
-    /// Median.
-    pub p50: f64,
-    /// Nine in ten were no slower.
-    pub p90: f64,
-    /// 99 in 100 were no slower.
-    pub p99: f64,
-    /// 999 in 1,000 were no slower.
-    pub p99_9: f64,
-    /// Slowest.
-    pub max: f64,
-    /// Files measured.
-    pub count: u64,
-}
-
-impl Latency {
-    fn of(histogram: &Histogram<u64>) -> Latency {
-        let ms = |us: u64| us as f64 / 1000.0;
-        Latency {
-            p50: ms(histogram.value_at_quantile(0.50)),
-            p90: ms(histogram.value_at_quantile(0.90)),
-            p99: ms(histogram.value_at_quantile(0.99)),
-            p99_9: ms(histogram.value_at_quantile(0.999)),
-            max: ms(histogram.max()),
-            count: histogram.len(),
-        }
-    }
 }
 
 impl Report {

@@ -169,7 +169,7 @@ pub struct Standing {
     pub pending: u64,
 }
 
-/// Percentiles of one stage, in milliseconds.
+/// Percentiles in milliseconds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct Latency {
     /// Median.
@@ -178,6 +178,10 @@ pub struct Latency {
     pub p90: f64,
     /// 99 in 100 were no slower.
     pub p99: f64,
+    /// 999 in 1,000 were no slower.
+    // Earlier versions left none.
+    #[serde(default)]
+    pub p99_9: f64,
     /// Slowest.
     pub max: f64,
     /// Number of files measured.
@@ -491,13 +495,15 @@ impl Standing {
 }
 
 impl Latency {
-    fn of(histogram: &Histogram<u64>) -> Latency {
+    /// Those of latencies in microseconds.
+    pub fn of(histogram: &Histogram<u64>) -> Latency {
         // Whole microseconds: at most three decimals.
         let ms = |us: u64| us as f64 / 1000.0;
         Latency {
             p50: ms(histogram.value_at_quantile(0.50)),
             p90: ms(histogram.value_at_quantile(0.90)),
             p99: ms(histogram.value_at_quantile(0.99)),
+            p99_9: ms(histogram.value_at_quantile(0.999)),
             max: ms(histogram.max()),
             count: histogram.len(),
         }
@@ -561,6 +567,7 @@ impl Status {
                     p99,
                     max,
                     count,
+                    ..
                 } = latency;
                 let (stage, count) = (stage.as_str(), grouped(*count));
                 writeln!(
@@ -634,6 +641,7 @@ mod tests {
         assert!(close(latency.p50, 500.0), "{latency:?}");
         assert!(close(latency.p90, 900.0), "{latency:?}");
         assert!(close(latency.p99, 990.0), "{latency:?}");
+        assert!(close(latency.p99_9, 999.0), "{latency:?}");
         assert!(close(latency.max, 1000.0), "{latency:?}");
         assert_eq!(latency.count, 1000);
     }
