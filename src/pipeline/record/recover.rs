@@ -13,6 +13,7 @@
 //! | 4, 5 | another inode at the destination of a copy | leaves it; drops the intent |
 //! | 4, 5 | another inode at the destination of a rename (a file that replaced the source was moved instead) | undoes it |
 //! | undo | intent, its inode at its place in quarantine | records it as quarantined |
+//! | undo | the same, and at the destination too (a rename of which one directory is durable) | removes the destination name, then the same |
 //! | 6 (B) | record, manifest short of the assigned end | rewrites from the synced watermark, without comparing |
 //! | 7 | record, owed work | does it (8), hidden names first |
 //!
@@ -204,6 +205,7 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
                 dropped: None,
             };
             self.unhide(&mut batch.dirs, intent, &mut touched)?;
+            self.leave_destination(&mut batch.dirs, intent, &mut touched)?;
             let action = self.observe_and_decide(&mut batch.dirs, intent, &mut item.held)?;
             points::reached("recovery_decided");
             self.act(action, &mut batch.dirs, &mut item, &mut touched, recovery)?;
@@ -244,6 +246,34 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
             }
         }
         Ok(())
+    }
+
+    /// Removes the destination name of a file that an undo set aside, where a power cut left it under both names: the other one
+    /// is as durable.
+    fn leave_destination(
+        &self,
+        dirs: &mut BatchDirs<D>,
+        intent: &Arrival,
+        touched: &mut BTreeSet<(Root, PathBuf)>,
+    ) -> Result<(), Failure> {
+        let aside = self.changed_path(intent);
+        if aside == intent.placed || mutants::on("set_aside_file_left_at_destination") {
+            return Ok(());
+        }
+        let Some(seen) = self.look(dirs, Root::Warehouse, &aside)? else {
+            return Ok(());
+        };
+        let placed = self.look(dirs, Root::Warehouse, &intent.placed)?;
+        if !placed.is_some_and(|placed| placed.identity.same_file(&seen.identity)) {
+            return Ok(());
+        }
+        let failed = |error| Failure::io("take back", &self.placed_path(intent), &error);
+        let dir = self
+            .dir_of(dirs, Root::Warehouse, &intent.placed, false)?
+            .map_err(failed)?;
+        touched.insert((Root::Warehouse, parent(&intent.placed)));
+        let name = name_of(&intent.placed);
+        self.disk.unlink(&dir, name).map_err(failed)
     }
 
     /// `held` keeps the placed file open, so that a writer who was let in by the end of the last session is noticed.

@@ -330,6 +330,30 @@ fn an_undo_that_had_set_the_file_aside_is_recorded_as_that() {
 }
 
 #[test]
+fn a_file_that_a_power_cut_left_at_its_destination_and_aside_is_recorded_as_set_aside() {
+    for (content, newer) in [("hashed", true), ("hashed", false), ("changed", true)] {
+        let mut site = Site::new();
+        site.intent("a.csv", "hashed");
+        site.commit_intents();
+        site.place("a.csv");
+        fs::write(site.placed("a.csv"), content).unwrap();
+        let day = layout::partition(site.time_micros);
+        let aside = site.path("warehouse/_quarantine").join(day);
+        fs::create_dir_all(&aside).unwrap();
+        fs::hard_link(site.placed("a.csv"), aside.join("a.csv.1")).unwrap();
+        if newer {
+            fs::write(site.staged("a.csv"), "newer").unwrap();
+        }
+        let told = format!("{content}, newer: {newer}");
+        assert_eq!(site.recover_for_good().undone, 1, "{told}");
+        assert!(!site.placed("a.csv").exists(), "{told}");
+        assert_eq!(read(&aside.join("a.csv.1")), content);
+        assert_eq!(site.names("staging").len(), usize::from(newer), "{told}");
+        assert!(matches!(site.outcome(1), Some(Outcome::Quarantine { .. })));
+    }
+}
+
+#[test]
 fn a_file_under_both_names_is_finished_also_if_its_source_was_on_its_way_out() {
     for hidden in [false, true] {
         let mut site = Site::new();
