@@ -481,8 +481,7 @@ fn watch_signals(sender: Sender<Message>, stop: Arc<AtomicBool>) -> Result<(), F
     use signal_hook::consts::{SIGINT, SIGTERM};
     // A write beyond RLIMIT_FSIZE is an error of that write, not the end of the process.
     let ignored = Arc::new(AtomicBool::new(false));
-    signal_hook::flag::register(signal_hook::consts::SIGXFSZ, ignored)
-        .map_err(Failure::signals)?;
+    signal_hook::flag::register(signal_hook::consts::SIGXFSZ, ignored).map_err(Failure::signals)?;
     let signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT]);
     let mut signals = signals.map_err(Failure::signals)?;
     spawn("signals", move || {

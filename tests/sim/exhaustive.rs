@@ -565,36 +565,45 @@ fn every_small_workload_survives_every_fault_at_every_event_and_in_every_recover
 }
 
 /// A recovery was on its way to remove the source name of a file that a power cut had left under both names, and was
-/// killed; then somebody wrote to the file. What gets its name back there has it for good.
+/// killed; then somebody wrote to the file, or a newer one took its name, or both. What gets its name back there has it for
+/// good.
 #[test]
 fn a_hidden_source_gets_its_name_back_for_good() {
-    let mut explorer = Explorer::new();
-    let (moments, _) = explorer.batch(&[Kind::New]).expect("a batch");
-    let mut intended = moments
-        .into_iter()
-        .filter(|(_, ledger)| !ledger.intents().is_empty());
-    let (mut image, ledger) = intended.next().expect("commit A");
-    let intent = &ledger.intents()[0];
-    let staging = image.roots[&Role::Source(1)];
-    let parent = intent.placed.parent().expect("a partition");
-    let partition = image.find(Role::Warehouse, parent, false).expect("made");
-    let name = intent.path.file_name().expect("a name");
-    let hidden = layout::leaving_name(&ledger.opening().uuid, intent.seq, false);
-    let file = image.child(staging, name, false).expect("in staging");
-    image.link(file, partition, name).expect("free");
-    image.rename(staging, name, staging, &hidden).expect("free");
-    image.overwrite(file, b"changed, and of another size");
-    image.sync_everything();
-    for stopped in explorer.crashes(&image, &ledger, QUESTIONS_MAX) {
-        assert_eq!(explorer.explore_crash(&stopped), Ok(()));
-    }
-    assert!(explorer.numbers.again > 0);
-    let killed = explorer.crashes(&image, &ledger, 0).swap_remove(0);
-    for fault in FAULTS {
-        for after in 0.. {
-            let came = explorer.fault_in_recovery(&killed, fault, after);
-            if !came.unwrap_or_else(|what| panic!("{fault:?}, event {after}: {what}")) {
-                break;
+    for (changed, newer) in [(true, false), (false, true), (true, true)] {
+        let told = format!("changed: {changed}, newer: {newer}");
+        let mut explorer = Explorer::new();
+        let (moments, _) = explorer.batch(&[Kind::New]).expect("a batch");
+        let mut intended = moments
+            .into_iter()
+            .filter(|(_, ledger)| !ledger.intents().is_empty());
+        let (mut image, ledger) = intended.next().expect("commit A");
+        let intent = &ledger.intents()[0];
+        let staging = image.roots[&Role::Source(1)];
+        let parent = intent.placed.parent().expect("a partition");
+        let partition = image.find(Role::Warehouse, parent, false).expect("made");
+        let name = intent.path.file_name().expect("a name");
+        let hidden = layout::leaving_name(&ledger.opening().uuid, intent.seq, false);
+        let file = image.child(staging, name, false).expect("in staging");
+        image.link(file, partition, name).expect("free");
+        image.rename(staging, name, staging, &hidden).expect("free");
+        if changed {
+            image.overwrite(file, b"changed, and of another size");
+        }
+        if newer {
+            upload::put(&mut image, Role::Source(1), &intent.path, b"newer").expect("room");
+        }
+        image.sync_everything();
+        for stopped in explorer.crashes(&image, &ledger, QUESTIONS_MAX) {
+            assert_eq!(explorer.explore_crash(&stopped), Ok(()), "{told}");
+        }
+        assert!(explorer.numbers.again > 0);
+        let killed = explorer.crashes(&image, &ledger, 0).swap_remove(0);
+        for fault in FAULTS {
+            for after in 0.. {
+                let came = explorer.fault_in_recovery(&killed, fault, after);
+                if !came.unwrap_or_else(|what| panic!("{told}, {fault:?}, event {after}: {what}")) {
+                    break;
+                }
             }
         }
     }

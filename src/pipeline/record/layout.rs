@@ -233,6 +233,17 @@ mod tests {
     }
 
     #[test]
+    fn a_name_is_cut_between_two_characters_or_anywhere_if_it_has_none() {
+        let left = |name: &[u8]| cut(name, 10).len();
+        assert_eq!(left(b"0123456789"), 10);
+        assert_eq!(left(b"0123456789a"), 10);
+        assert_eq!(left("012345678€".as_bytes()), 9);
+        assert_eq!(left("0123456😀".as_bytes()), 7);
+        // Bytes that go on with a character that never began.
+        assert_eq!(left(&[0x80; 11]), 10);
+    }
+
+    #[test]
     fn a_name_that_grew_is_told_from_one_that_came_so() {
         let digest = [0xab; 32];
         for name in ["a.tar.gz", "plain", ".hidden", "x.abababab"] {

@@ -24,7 +24,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use crate::failure::Failure;
-use crate::io::Disk;
+use crate::io::{Disk, FileStat};
 use crate::ledger::{Arrival, Ledger, Opening, Outcome, Placement, Record, RecordState};
 use crate::observe::events;
 use crate::observe::metrics::Count;
@@ -218,7 +218,8 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
         self.finish(batch)
     }
 
-    /// Gives a source its name back that was on its way out when a recovery before this one ended.
+    /// Gives a source its name back that was on its way out when a recovery before this one ended. If a newer file has that
+    /// name, and what it was moved to has its own, it goes.
     fn unhide(
         &self,
         dirs: &mut BatchDirs<D>,
@@ -228,21 +229,24 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
         let root = Root::Input(intent.source);
         let parent = intent.path.parent().unwrap_or(Path::new(""));
         let hidden = parent.join(layout::leaving_name(&self.uuid, intent.seq, false));
-        let seen = self.look(dirs, root, &hidden)?;
-        let ours = seen.is_some_and(|seen| seen.identity.same_inode(&intent.identity));
-        if !ours || mutants::on("hidden_source_left") {
+        let ours = |seen: FileStat| seen.identity.same_inode(&intent.identity);
+        if !self.look(dirs, root, &hidden)?.is_some_and(ours) || mutants::on("hidden_source_left") {
             return Ok(());
         }
         touched.insert((root, parent.to_path_buf()));
+        let path = self.source_path(intent);
+        let failed = |error: std::io::Error| Failure::io("give its name back to", &path, &error);
         let numbered = parent.join(layout::numbered(name_of(&intent.path), intent.seq));
         for name in [&intent.path, &numbered] {
             match self.move_name(dirs, (root, &hidden), (root, name))? {
-                Ok(()) => return Ok(()),
                 Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
-                Err(error) => {
-                    let path = self.source_path(intent);
-                    return Err(Failure::io("give its name back to", &path, &error));
-                }
+                moved => return moved.map_err(failed),
+            }
+            // A second name would keep it from being recorded.
+            let placed = self.look(dirs, Root::Warehouse, &intent.placed)?;
+            if placed.is_some_and(ours) && !mutants::on("hidden_twin_left") {
+                let dir = self.dir_of(dirs, root, &hidden, false)?.map_err(failed)?;
+                return self.disk.unlink(&dir, name_of(&hidden)).map_err(failed);
             }
         }
         Ok(())

@@ -12,7 +12,10 @@ use crate::failure::{Exit, Failure};
 use crate::io::clock::WallClock;
 use crate::io::{Clock, RealDisk, open, stat};
 use crate::ledger::lmdb::Lmdb;
-use crate::ledger::{Arrival, ContentKey, Ledger, Outcome, Placement, RecordState, SourceId};
+use crate::ledger::{
+    Arrival, Commit, ContentKey, Ledger, Outcome, Owed, OwedKind, Placement, Record, RecordState,
+    SourceId,
+};
 use crate::observe::events::Recovered;
 use crate::observe::metrics::Metrics;
 use crate::settings::Durability;
@@ -110,6 +113,25 @@ impl Site {
     fn commit_intents(&self) {
         let mut ledger = self.ledger();
         ledger.commit_intents(&self.intents, self.seq).unwrap();
+    }
+
+    /// What a number owes for the file of the last intent.
+    fn owed(&self, seq: u64, kind: OwedKind) -> Owed {
+        let intent = self.intents.last().unwrap();
+        Owed {
+            seq,
+            kind,
+            source: intent.source,
+            path: match kind {
+                OwedKind::Reason => intent.placed.clone(),
+                _ => intent.path.clone(),
+            },
+            identity: intent.identity,
+        }
+    }
+
+    fn commit(&self, commit: Commit) {
+        self.ledger().commit_records(&commit).unwrap();
     }
 
     /// One start: recovers, and ends the session.
@@ -433,7 +455,23 @@ fn a_manifest_that_is_longer_or_shorter_than_the_ledger_says_stops_the_start() {
         let failure = site.try_recover().unwrap_err();
         assert_eq!(failure.exit, Exit::Io, "{length}: {failure}");
         assert!(failure.to_string().contains("manifest.jsonl"), "{failure}");
+        fs::remove_dir_all(path.parent().unwrap()).unwrap();
+        let failure = site.try_recover().unwrap_err().to_string();
+        assert!(failure.contains("it holds 0 bytes"), "{failure}");
     }
+}
+
+#[test]
+fn directories_of_later_hours_without_a_manifest_do_not_stop_a_start() {
+    let mut site = Site::new();
+    site.intent("a.csv", "hashed");
+    site.commit_intents();
+    site.place("a.csv");
+    for path in ["9999/12/31/24", "9999/12/31/23", "9999/12/30"] {
+        fs::create_dir_all(site.path("manifests").join(path)).unwrap();
+    }
+    assert_eq!(site.recover().finished, 1);
+    assert_eq!(site.recover(), Recovered::default());
 }
 
 #[test]
@@ -471,4 +509,107 @@ fn numbers_that_were_given_out_without_an_intent_become_void() {
             (None, None)
         );
     }
+}
+
+#[test]
+fn a_hidden_source_gets_the_next_name_if_it_is_all_that_is_left_and_its_own_is_taken() {
+    let mut site = Site::new();
+    site.intent("a.csv", "hashed");
+    site.commit_intents();
+    let hidden = layout::leaving_name("0123456789abcdef", 1, false);
+    let hidden = site.path("staging").join(hidden);
+    fs::rename(site.staged("a.csv"), hidden).unwrap();
+    fs::write(site.staged("a.csv"), "newer").unwrap();
+    assert_eq!(site.recover_for_good().dropped, 1);
+    assert_eq!(site.names("staging"), ["a.csv", "a.csv.1"]);
+    assert_eq!(read(&site.staged("a.csv.1")), "hashed");
+}
+
+#[test]
+fn a_hidden_file_that_is_not_what_was_recorded_waits_until_a_name_is_free() {
+    let mut site = Site::new();
+    site.intent("a.csv", "newer");
+    let hidden = layout::leaving_name("0123456789abcdef", 1, false);
+    fs::write(site.path("staging").join(&hidden), "another").unwrap();
+    fs::write(site.staged("a.csv.1"), "newest").unwrap();
+    site.commit(Commit {
+        owed: vec![site.owed(1, OwedKind::Source)],
+        next_seq: 1,
+        ..Commit::default()
+    });
+    site.recover();
+    let hidden = hidden.to_str().unwrap();
+    assert_eq!(site.names("staging"), [hidden, "a.csv", "a.csv.1"]);
+    fs::remove_file(site.staged("a.csv.1")).unwrap();
+    site.recover();
+    assert_eq!(site.names("staging"), ["a.csv", "a.csv.1"]);
+    assert_eq!(read(&site.staged("a.csv.1")), "another");
+    assert_eq!(site.ledger().owed().unwrap(), []);
+}
+
+#[test]
+fn debts_of_arrivals_that_are_not_recorded_remove_nothing_and_write_nothing() {
+    let mut site = Site::new();
+    site.intent("a.csv", "content");
+    let duplicate = site.owed(9, OwedKind::Duplicate);
+    let reason = site.owed(9, OwedKind::Reason);
+    // Its bytes would have to be compared.
+    let mut touched = site.owed(9, OwedKind::Source);
+    touched.identity.ctime.seconds -= 1;
+    site.commit(Commit {
+        owed: vec![duplicate, reason, touched],
+        next_seq: 1,
+        ..Commit::default()
+    });
+    assert_eq!(site.recover().owed, 3);
+    assert_eq!(read(&site.staged("a.csv")), "content");
+    assert_eq!(fs::read_dir(site.partition()).unwrap().count(), 0);
+    assert_eq!(site.ledger().owed().unwrap(), []);
+}
+
+#[test]
+fn a_reason_is_written_of_what_was_set_aside_and_of_nothing_else() {
+    let mut site = Site::new();
+    site.intent("a.csv", "content");
+    site.commit_intents();
+    site.place("a.csv");
+    site.recover();
+    let ingested = site.record(1).unwrap();
+    let of_ingested = site.owed(1, OwedKind::Reason);
+    site.intent("b.csv", "content");
+    // Of an arrival that is not recorded.
+    let duplicate = Arrival {
+        seq: 2,
+        outcome: Outcome::Duplicate { of: 9 },
+        placed: ingested.placed.with_file_name("b.csv"),
+        ..ingested
+    };
+    site.commit(Commit {
+        records: vec![Record {
+            seq: 2,
+            state: RecordState::Done {
+                arrival: duplicate,
+                line: None,
+            },
+        }],
+        owed: vec![of_ingested, site.owed(2, OwedKind::Reason)],
+        next_seq: 3,
+        ..Commit::default()
+    });
+    site.recover();
+    assert!(!site.placed("a.csv.reason.json").exists());
+    let reason = read(&site.placed("b.csv.reason.json"));
+    assert!(reason.contains("same content as arrival 9"), "{reason}");
+    assert_eq!(site.ledger().owed().unwrap(), []);
+}
+
+#[test]
+fn an_intent_of_a_source_that_the_ledger_does_not_know_stops_the_start() {
+    let mut site = Site::new();
+    site.intent("a.csv", "hashed");
+    site.intents[0].source = SourceId(9);
+    site.commit_intents();
+    let failure = site.try_recover().unwrap_err();
+    assert_eq!(failure.exit, Exit::Config, "{failure}");
+    assert_eq!(site.names("staging"), ["a.csv"]);
 }
