@@ -5,6 +5,10 @@ mod support;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
+use ringest::ledger::lmdb::Lmdb;
+use ringest::ledger::{Commit, ContentKey, Ledger};
+use ringest::settings::Durability;
+use sha2::Digest as _;
 use support::{Finished, Line, Site, files_beneath, sha256};
 
 // ---- Settings
@@ -531,4 +535,27 @@ fn verify_changes_nothing() {
     let before = support::tree(&site.root);
     site.verify(&["--deep"]).with_code(1);
     assert_eq!(support::tree(&site.root), before);
+}
+
+#[test]
+fn a_ledger_that_contradicts_itself_is_74_and_nothing_is_taken() {
+    let site = Site::new().with(&["--stability-seconds", "0.1"]);
+    site.put("a.csv", "a");
+    site.run_once(&[]);
+    let mut ledger = Lmdb::open(&site.state.join("ledger"), Durability::Full).expect("a ledger");
+    let digest = sha2::Sha256::digest("b").into();
+    let commit = Commit {
+        content: vec![(ContentKey::global(&digest), 99)],
+        totals: ledger.totals().expect("totals"),
+        next_seq: ledger.next_seq().expect("a number"),
+        ..Commit::default()
+    };
+    ledger.commit_records(&commit).expect("a commit");
+    drop(ledger);
+    let path = site.put("b.csv", "b");
+    site.try_once(&[])
+        .with_code(74)
+        .naming("arrival 99, which is not recorded")
+        .naming("ringest verify");
+    assert!(path.exists());
 }

@@ -438,3 +438,28 @@ fn once_gives_up_after_a_minute_of_pause_and_loses_nothing() {
     site.assert_sound();
     drop(site);
 }
+
+#[test]
+fn a_ledger_that_was_copied_back_without_its_room_is_refused_as_long_as_the_disk_is_full() {
+    let Some(image) = Image::new(&[]) else { return };
+    let site = waiting_site(On::State, &image, 4096);
+    // What was allocated ahead is a hole in the copy.
+    let ledger = site.state.join("ledger/data.mdb");
+    let copy = site.state.join("copy");
+    run(Command::new("cp")
+        .arg("--sparse=always")
+        .arg(&ledger)
+        .arg(&copy));
+    fs::rename(&copy, &ledger).expect("replace the ledger");
+    image.fill(0);
+    site.try_once(&[])
+        .with_code(74)
+        .naming("make room for the next commits of the ledger")
+        .naming("free space");
+    assert_eq!(files_beneath(&site.staging).len(), FILES);
+    image.empty();
+    site.run_once(&[]);
+    assert_eq!(site.manifest().len(), FILES);
+    site.assert_sound();
+    drop(site);
+}

@@ -890,6 +890,13 @@ fn seq_value(dir: &Path, bytes: &[u8]) -> Result<u64, Failure> {
 fn damaged(dir: &Path, operation: &str, error: &heed::Error) -> Failure {
     match error {
         heed::Error::Io(error) => Failure::io(operation, dir, error),
+        heed::Error::Mdb(MdbError::ReadersFull) => Failure::new(
+            Exit::Io,
+            operation,
+            dir,
+            error,
+            "too many read it at once: try again when some of them have ended",
+        ),
         error => Failure::new(
             Exit::Io,
             operation,

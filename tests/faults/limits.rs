@@ -76,3 +76,26 @@ fn a_file_too_large_to_be_copied_stays_and_others_go_on() {
     assert_eq!(site.manifest().len(), 2);
     site.assert_sound();
 }
+
+#[test]
+fn a_limit_on_address_space_makes_the_map_of_the_ledger_smaller() {
+    if !has_program("prlimit", "-V") {
+        return skip("needs prlimit");
+    }
+    let limit: u64 = 4 << 30;
+    let limited = format!("--as={limit}");
+    let site = Site::new().with(ARGS);
+    let mut running = Running::spawn(through(&["prlimit", &limited], &site.run(&[])));
+    running.wait_for_event("started", "");
+    let maps = std::fs::read_to_string(format!("/proc/{}/maps", running.id()));
+    let maps = maps.expect("its maps");
+    let map = maps.lines().find(|line| line.ends_with("/data.mdb"));
+    let range = map.and_then(|line| line.split(' ').next()?.split_once('-'));
+    let (from, to) = range.expect("the ledger is mapped");
+    let address = |hex: &str| u64::from_str_radix(hex, 16).expect("an address");
+    assert!(address(to) - address(from) < limit, "{map:?}");
+    site.put("a.csv", "a");
+    site.wait_for_line(&mut running, "a.csv");
+    running.terminate();
+    site.assert_sound();
+}

@@ -27,7 +27,7 @@ use ringest::pipeline::record::layout;
 use ringest::settings::{Dedupe, OnDuplicate};
 
 use crate::check::{self, Checked, Memory};
-use crate::disk::{Fault, Happening, Image, Role, State, Survivors};
+use crate::disk::{Fault, Happening, Image, Origin, Role, State, Survivors};
 use crate::ledger::Tables;
 use crate::upload;
 use crate::world::{self, Absent, Config, Dummies, End, Process, SourceConfig, found, start};
@@ -719,4 +719,48 @@ fn a_recorded_source_that_somebody_has_open_is_an_arrival() {
     let state = state.borrow();
     assert_eq!(check::settled(&state, &mut Memory::default()), Ok(()));
     assert_eq!(state.ledger.records().len(), recorded + 1);
+}
+
+/// Another inode has the place of the stored copy, from a backup perhaps: its bytes decide.
+#[test]
+fn a_duplicate_waits_while_the_stored_copy_cannot_be_read() {
+    let explorer = Explorer::new();
+    let old: &[u8] = b"old content, more than a block of it";
+    for after in 0.. {
+        let (state, mut process, _) = explorer.arrange(&[Kind::Duplicate]).expect("a start");
+        let due = {
+            let mut state = state.borrow_mut();
+            let state = &mut *state;
+            let image = &mut state.image;
+            let mut stored = image.files(Role::Warehouse, false).into_iter();
+            let stored = stored.find(|(_, id)| image.data(*id).cache == old);
+            let (path, _) = stored.expect("the first copy");
+            let parent = path.parent().expect("a partition");
+            let dir = image.find(Role::Warehouse, parent, false).expect("made");
+            let name = path.file_name().expect("a name");
+            image.unlink(dir, name).expect("it is there");
+            let restored = image.make_file(dir, name, Origin::Recorder).expect("room");
+            image.write(restored, 0, old);
+            image.sync_everything();
+            let due = state.events + after;
+            state.due.push((due, Happening::Fault(Fault::Read)));
+            due
+        };
+        let mut came = false;
+        for round in 0..3 {
+            let ran = explorer.round(&state, &mut process, &mut BTreeSet::new());
+            ran.map_err(told).expect("a round");
+            came |= round == 0 && state.borrow().events >= due;
+        }
+        let state = state.borrow();
+        assert_eq!(
+            state.image.files(Role::Source(2), false),
+            [],
+            "event {after}"
+        );
+        assert_eq!(state.ledger.totals().ingested.files, 2, "event {after}");
+        if !came {
+            break;
+        }
+    }
 }

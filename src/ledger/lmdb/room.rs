@@ -383,4 +383,35 @@ mod tests {
         let most = pages_at_most(&trees, 0, 1000, 50_000, 400_000) * ledger.page_bytes;
         assert!(after.blocks() * 512 >= most, "{after:?}");
     }
+
+    #[test]
+    fn where_allocated_blocks_are_not_those_that_are_written_as_much_must_be_free() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ledger");
+        let mut ledger = Lmdb::open(&path, Durability::None).unwrap();
+        ledger.room.in_place = Some(false);
+        ledger.reserve(1, 12, 400).unwrap().unwrap();
+        let seen = rustix::fs::statvfs(&path).unwrap();
+        let allocated = ledger.room.allocated_to;
+        let free = seen.f_bavail * seen.f_frsize;
+        let full = ledger.reserve(1, free, 400).unwrap().unwrap_err();
+        assert_eq!(full.kind(), io::ErrorKind::StorageFull);
+        assert!(full.to_string().contains(path.to_str().unwrap()), "{full}");
+        assert_eq!(ledger.room.allocated_to, allocated);
+    }
+
+    #[test]
+    fn an_error_other_than_want_of_room_ends_the_program() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ledger");
+        let mut ledger = Lmdb::open(&path, Durability::None).unwrap();
+        // EBADF, in place of what a device answers that fails.
+        ledger.file = Some(std::fs::File::open(path.join("data.mdb")).unwrap());
+        let failure = ledger.reserve(100_000, 12, 400).unwrap_err();
+        assert_eq!(failure.exit, crate::failure::Exit::Io);
+        assert!(
+            failure.to_string().contains("make room in the ledger"),
+            "{failure}"
+        );
+    }
 }

@@ -241,3 +241,40 @@ fn a_copy_does_not_replace_anything() {
         "{failure}"
     );
 }
+
+#[test]
+fn more_readers_than_the_table_holds_are_told_to_wait() {
+    let root = tempfile::tempdir().unwrap();
+    let ledger = Lmdb::open(&root.path().join("ledger"), Durability::None).unwrap();
+    let readers: Vec<_> = (0..READERS_MAX)
+        .map(|_| ledger.env.clone().static_read_txn().unwrap())
+        .collect();
+    let refused = [
+        ledger.snapshot().err().unwrap(),
+        ledger.copy_to(&root.path().join("copy")).err().unwrap(),
+    ];
+    for failure in refused {
+        assert_eq!(failure.exit, Exit::Io);
+        assert!(failure.to_string().contains("try again"), "{failure}");
+    }
+    drop(readers);
+    ledger.snapshot().unwrap();
+}
+
+#[test]
+fn a_ledger_that_was_opened_to_be_read_is_not_written() {
+    let root = tempfile::tempdir().unwrap();
+    let dir = root.path().join("ledger");
+    drop(Lmdb::open(&dir, Durability::None).unwrap());
+    let data = dir.join("data.mdb");
+    let whole = std::fs::metadata(&data).unwrap().len();
+    // As in a copy that is shorter; see `Lmdb::copy_to`.
+    let mut ledger = Lmdb::open_read_only(&dir).unwrap();
+    let file = OpenOptions::new().write(true).open(&data).unwrap();
+    file.set_len(whole / 2).unwrap();
+    ledger.keep_headroom().unwrap();
+    ledger.reserve(1_000, 50_000, 400_000).unwrap().unwrap();
+    assert_eq!(std::fs::metadata(&data).unwrap().len(), whole / 2);
+    let failure = ledger.sync().unwrap_err();
+    assert!(failure.suspect && failure.exit == Exit::Io, "{failure}");
+}
