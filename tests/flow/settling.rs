@@ -271,9 +271,10 @@ fn closed_mode_takes_a_closed_file_without_leases_too() {
 
 #[test]
 fn what_is_closed_once_it_has_started_is_heard_before_the_first_scan_gets_there() {
-    // So long that nothing in this test can settle by standing still, or by what another scan sees.
+    // So long that nothing in this test can settle by standing still; and what a scan finds gets no lease.
     let waits = ["--stability-seconds", "600", "--rescan-seconds", "600"];
-    let site = Site::new().with(&["--mode", "closed"]).with(&waits);
+    let site = Site::new().with(&["--mode", "closed", "--lease", "off"]);
+    let site = site.with(&waits);
     for i in 0..10_000 {
         site.put(format!("{i}.csv"), format!("{i}"));
     }
