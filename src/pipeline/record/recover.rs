@@ -242,11 +242,13 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
                 Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
                 moved => return moved.map_err(failed),
             }
-            // A second name would keep it from being recorded.
-            let placed = self.look(dirs, Root::Warehouse, &intent.placed)?;
-            if placed.is_some_and(ours) && !mutants::on("hidden_twin_left") {
-                let dir = self.dir_of(dirs, root, &hidden, false)?.map_err(failed)?;
-                return self.disk.unlink(&dir, name_of(&hidden)).map_err(failed);
+            // A second name would keep it from being recorded, or wait in staging for ever once it was set aside.
+            for twin in [&intent.placed, &self.changed_path(intent)] {
+                let seen = self.look(dirs, Root::Warehouse, twin)?;
+                if seen.is_some_and(ours) && !mutants::on("hidden_twin_left") {
+                    let dir = self.dir_of(dirs, root, &hidden, false)?.map_err(failed)?;
+                    return self.disk.unlink(&dir, name_of(&hidden)).map_err(failed);
+                }
             }
         }
         Ok(())
