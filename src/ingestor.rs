@@ -30,6 +30,7 @@ use crate::observe::reporter::Reporter;
 use crate::observe::{events, systemd};
 use crate::pipeline::discover::{Discoverer, DiscovererParts, ONCE_PAUSE_MAX};
 use crate::pipeline::queue::Queue;
+use crate::pipeline::read::method::Methods;
 use crate::pipeline::read::{Reader, ReaderShared};
 use crate::pipeline::record::{KeptSet, Place, Recorder, RecorderParts};
 use crate::pipeline::{Candidate, Staged, Verdicts};
@@ -207,6 +208,7 @@ impl Flow {
                 true => IoChoice::Sync,
                 false => settings.io,
             },
+            methods: Methods::new(settings),
             hash_lanes: settings.hash_lanes,
             unnamed_copies: !settings.disable.tmpfile,
             suspicion,

@@ -38,7 +38,8 @@ pub struct FsKind {
 
 /// `f_type` of btrfs.
 pub const BTRFS: u64 = 0x9123_683e;
-const OVERLAY: u64 = 0x794c_7630;
+/// `f_type` of overlayfs.
+pub const OVERLAY: u64 = 0x794c_7630;
 const FUSE: u64 = 0x6573_5546;
 
 /// From `include/uapi/linux/magic.h` and statfs(2): the magic, the name, whether it is a network.

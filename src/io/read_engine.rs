@@ -1,23 +1,50 @@
-//! Reads of several files at once, through an io_uring or, where there is none, by plain `pread`.
+//! Reads of several files at once, and splices, through an io_uring or, where there is none, by plain system calls.
 //!
 //! The engine owns a buffer while its read is in flight; the caller gets it back with the completion. The caller
-//! keeps the descriptor open until then.
+//! keeps the descriptors open until then.
 
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 
+use rustix::pipe::SpliceFlags;
+
+use super::buffer::Buffer;
 use crate::settings::IoChoice;
 
-/// A read that has ended.
+/// A read or a splice that has ended.
 #[derive(Debug)]
-pub struct ReadDone {
-    /// What the caller named the read.
+pub struct Done {
+    /// What the caller named it.
     pub token: u64,
-    /// The buffer of the read.
-    pub buffer: Box<[u8]>,
-    /// Bytes read into it, 0 at the end of the file.
-    pub read: io::Result<usize>,
+    /// The buffer of a read.
+    pub buffer: Option<Buffer>,
+    /// Bytes read or moved, 0 at the end of the file.
+    pub bytes: io::Result<usize>,
+}
+
+/// One end of a splice: a file and the offset in it, or a pipe.
+#[derive(Debug, Clone, Copy)]
+pub enum End<'a> {
+    /// A file, from this offset on.
+    File(BorrowedFd<'a>, u64),
+    /// A pipe.
+    Pipe(BorrowedFd<'a>),
+}
+
+impl End<'_> {
+    fn fd(&self) -> BorrowedFd<'_> {
+        match self {
+            End::File(fd, _) | End::Pipe(fd) => *fd,
+        }
+    }
+
+    fn offset(&self) -> Option<u64> {
+        match self {
+            End::File(_, offset) => Some(*offset),
+            End::Pipe(_) => None,
+        }
+    }
 }
 
 /// Where reads go.
@@ -28,11 +55,11 @@ pub enum ReadEngine {
     /// Through a ring.
     Uring(uring::Ring),
     /// One call after the other.
-    Sync(VecDeque<ReadDone>),
+    Sync(VecDeque<Done>),
 }
 
 impl ReadEngine {
-    /// Opens an engine for up to `depth` reads in flight. With [`IoChoice::Auto`] a missing ring gives the plain
+    /// Opens an engine for up to `depth` reads and splices in flight. With [`IoChoice::Auto`] a missing ring gives the plain
     /// engine; the second value says why.
     pub fn open(choice: IoChoice, depth: u32) -> io::Result<(ReadEngine, Option<io::Error>)> {
         if choice == IoChoice::Sync {
@@ -47,44 +74,78 @@ impl ReadEngine {
         }
     }
 
-    /// Starts reading at `offset` into `buffer`, at most `length` bytes.
+    /// Starts reading at `offset` into `buffer`, at most `length` bytes. With `direct` the buffer is worth registering with
+    /// the ring: the device writes to it, and its pages need not be looked up each time.
     pub fn read(
         &mut self,
         token: u64,
         fd: BorrowedFd<'_>,
-        buffer: Box<[u8]>,
+        mut buffer: Buffer,
         offset: u64,
         length: usize,
+        direct: bool,
     ) -> io::Result<()> {
-        debug_assert!(length <= buffer.len());
+        assert!(length <= buffer.len(), "the kernel would write behind it");
         match self {
-            ReadEngine::Uring(ring) => ring.read(token, fd.as_raw_fd(), buffer, offset, length),
+            ReadEngine::Uring(ring) => {
+                ring.read(token, fd.as_raw_fd(), buffer, offset, length, direct)
+            }
             ReadEngine::Sync(done) => {
-                let mut buffer = buffer;
-                let read = loop {
-                    match rustix::io::pread(fd, &mut buffer[..length], offset) {
-                        Err(rustix::io::Errno::INTR) => {}
-                        read => break read.map_err(io::Error::from),
-                    }
-                };
-                done.push_back(ReadDone {
+                let bytes = retried(|| rustix::io::pread(fd, &mut buffer[..length], offset));
+                done.push_back(Done {
                     token,
-                    buffer,
-                    read,
+                    buffer: Some(buffer),
+                    bytes,
                 });
                 Ok(())
             }
         }
     }
 
-    /// Waits for at least one read, if any is in flight, and moves all that have ended to `done`.
-    pub fn wait(&mut self, done: &mut Vec<ReadDone>) -> io::Result<()> {
+    /// Starts moving at most `length` bytes; one of the ends is a pipe.
+    pub fn splice(
+        &mut self,
+        token: u64,
+        from: End<'_>,
+        to: End<'_>,
+        length: usize,
+    ) -> io::Result<()> {
+        match self {
+            ReadEngine::Uring(ring) => ring.splice(token, from, to, length),
+            ReadEngine::Sync(done) => {
+                let bytes = retried(|| {
+                    let (mut here, mut there) = (from.offset(), to.offset());
+                    let flags = SpliceFlags::empty();
+                    let (here, there) = (here.as_mut(), there.as_mut());
+                    rustix::pipe::splice(from.fd(), here, to.fd(), there, length, flags)
+                });
+                done.push_back(Done {
+                    token,
+                    buffer: None,
+                    bytes,
+                });
+                Ok(())
+            }
+        }
+    }
+
+    /// Waits for at least one to end, if any is in flight, and moves all that have ended to `done`.
+    pub fn wait(&mut self, done: &mut Vec<Done>) -> io::Result<()> {
         match self {
             ReadEngine::Uring(ring) => ring.wait(done),
             ReadEngine::Sync(ended) => {
                 done.extend(ended.drain(..));
                 Ok(())
             }
+        }
+    }
+}
+
+fn retried(mut call: impl FnMut() -> rustix::io::Result<usize>) -> io::Result<usize> {
+    loop {
+        match call() {
+            Err(rustix::io::Errno::INTR) => {}
+            ended => return Ok(ended?),
         }
     }
 }
@@ -103,9 +164,20 @@ mod uring {
     /// submission to completion, and dropping the ring first waits for what is in flight.
     pub struct Ring {
         ring: IoUring,
-        flying: Vec<Option<(u64, Box<[u8]>)>>,
+        flying: Vec<Option<(u64, Option<Buffer>)>>,
         free: Vec<usize>,
         in_flight: usize,
+        table: Table,
+    }
+
+    /// The buffers that the kernel knows, so that it need not look up their pages for each read.
+    enum Table {
+        /// Not made yet: reads through the page cache gain nothing by it.
+        Unmade,
+        /// So many have their place.
+        Holds(u16),
+        /// Not to be had: a limit on locked memory (`ulimit -l`), or a kernel before 5.19.
+        Refused,
     }
 
     impl std::fmt::Debug for Ring {
@@ -128,6 +200,7 @@ mod uring {
                 flying: (0..depth).map(|_| None).collect(),
                 free: (0..depth as usize).rev().collect(),
                 in_flight: 0,
+                table: Table::Unmade,
             })
         }
 
@@ -135,28 +208,94 @@ mod uring {
             &mut self,
             token: u64,
             fd: RawFd,
-            mut buffer: Box<[u8]>,
+            mut buffer: Buffer,
             offset: u64,
             length: usize,
+            direct: bool,
+        ) -> io::Result<()> {
+            if direct && buffer.registered.is_none() {
+                buffer.registered = self.register(&mut buffer);
+            }
+            let fd = types::Fd(fd);
+            let (memory, bytes) = (buffer.as_mut_ptr(), length as u32);
+            let entry = match buffer.registered.filter(|_| direct) {
+                Some(place) => opcode::ReadFixed::new(fd, memory, bytes, place)
+                    .offset(offset)
+                    .build(),
+                None => opcode::Read::new(fd, memory, bytes).offset(offset).build(),
+            };
+            // What a buffer holds does not move when the buffer does.
+            self.push(token, entry, Some(buffer))
+        }
+
+        pub fn splice(
+            &mut self,
+            token: u64,
+            from: End<'_>,
+            to: End<'_>,
+            length: usize,
+        ) -> io::Result<()> {
+            // Pipes have no offset.
+            let at = |end: &End<'_>| end.offset().map_or(-1, |offset| offset as i64);
+            let fd = |end: &End<'_>| types::Fd(end.fd().as_raw_fd());
+            let (here, there) = (at(&from), at(&to));
+            let entry = opcode::Splice::new(fd(&from), here, fd(&to), there, length as u32).build();
+            self.push(token, entry, None)
+        }
+
+        fn push(
+            &mut self,
+            token: u64,
+            entry: io_uring::squeue::Entry,
+            buffer: Option<Buffer>,
         ) -> io::Result<()> {
             let Some(index) = self.free.pop() else {
                 return Err(io::Error::other("more reads than the ring was opened for"));
             };
-            let entry = opcode::Read::new(types::Fd(fd), buffer.as_mut_ptr(), length as u32)
-                .offset(offset)
-                .build()
-                .user_data(index as u64);
-            // A boxed slice does not move when the box does.
+            let entry = entry.user_data(index as u64);
             self.flying[index] = Some((token, buffer));
             // SAFETY: the buffer stays in `flying` until its completion, also when the ring is dropped; the
-            // caller keeps the descriptor open.
+            // caller keeps the descriptors open.
             unsafe { self.ring.submission().push(&entry) }
                 .map_err(|_| io::Error::other("the submission queue is full"))?;
             self.in_flight += 1;
             Ok(())
         }
 
-        pub fn wait(&mut self, done: &mut Vec<ReadDone>) -> io::Result<()> {
+        /// Gives a buffer its place in the table.
+        fn register(&mut self, buffer: &mut Buffer) -> Option<u16> {
+            let submitter = self.ring.submitter();
+            if let Table::Unmade = self.table {
+                let places = self.flying.len() as u32;
+                self.table = match submitter.register_buffers_sparse(places) {
+                    Ok(()) => Table::Holds(0),
+                    Err(_) => Table::Refused,
+                };
+            }
+            let Table::Holds(place) = self.table else {
+                return None;
+            };
+            let memory = libc::iovec {
+                iov_base: buffer.as_mut_ptr().cast(),
+                iov_len: buffer.len(),
+            };
+            // SAFETY: the kernel holds on to the pages, also beyond the life of the buffer, and touches them only in a read
+            // that names this place; such a read is made only with this very buffer, and `flying` owns it meanwhile.
+            let registered =
+                unsafe { submitter.register_buffers_update(place.into(), &[memory], None) };
+            match registered {
+                Ok(()) => {
+                    self.table = Table::Holds(place + 1);
+                    Some(place)
+                }
+                Err(_) => {
+                    self.table = Table::Refused;
+                    None
+                }
+            }
+        }
+
+        pub fn wait(&mut self, done: &mut Vec<Done>) -> io::Result<()> {
             if self.in_flight == 0 {
                 return Ok(());
             }
@@ -176,14 +315,14 @@ mod uring {
                 };
                 self.free.push(index);
                 self.in_flight -= 1;
-                let read = match completion.result() {
+                let bytes = match completion.result() {
                     result if result < 0 => Err(io::Error::from_raw_os_error(-result)),
                     result => Ok(result as usize),
                 };
-                done.push(ReadDone {
+                done.push(Done {
                     token,
                     buffer,
-                    read,
+                    bytes,
                 });
             }
             Ok(())
@@ -209,42 +348,91 @@ mod uring {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::Write;
+    use std::io::{Read, Seek, Write};
     use std::os::fd::AsFd;
+
+    const CHOICES: [IoChoice; 2] = [IoChoice::Sync, IoChoice::Auto];
+
+    fn some_file(bytes: usize) -> (std::fs::File, Vec<u8>) {
+        let mut file = tempfile::tempfile().unwrap();
+        let words = (0..bytes as u32 / 4).flat_map(u32::to_le_bytes);
+        let content: Vec<u8> = words.collect();
+        file.write_all(&content).unwrap();
+        (file, content)
+    }
 
     #[test]
     fn every_engine_reads_the_same_bytes_and_returns_every_buffer() {
-        let mut file = tempfile::tempfile().unwrap();
-        let content: Vec<u8> = (0..100_000u32).flat_map(u32::to_le_bytes).collect();
-        file.write_all(&content).unwrap();
-        for choice in [IoChoice::Sync, IoChoice::Auto] {
-            let (mut engine, _) = ReadEngine::open(choice, 8).unwrap();
-            let mut seen = vec![0u8; content.len()];
-            for token in 0..8u64 {
-                engine
-                    .read(
-                        token,
-                        file.as_fd(),
-                        vec![0; 50_000].into(),
-                        token * 50_000,
-                        50_000,
-                    )
-                    .unwrap();
+        let (file, content) = some_file(400_000);
+        for choice in CHOICES {
+            for direct in [false, true] {
+                let (mut engine, _) = ReadEngine::open(choice, 8).unwrap();
+                let mut buffers: Vec<Buffer> = (0..8).map(|_| Buffer::new(50_000)).collect();
+                // Twice: a buffer that was registered comes back and is used again, whichever way.
+                for direct in [direct, !direct] {
+                    let mut seen = vec![0u8; content.len()];
+                    for token in 0..8u64 {
+                        let buffer = buffers.pop().expect("it came back");
+                        let read = engine.read(
+                            token,
+                            file.as_fd(),
+                            buffer,
+                            token * 50_000,
+                            50_000,
+                            direct,
+                        );
+                        read.unwrap();
+                    }
+                    let mut done = Vec::new();
+                    while done.len() < 8 {
+                        engine.wait(&mut done).unwrap();
+                    }
+                    for ended in done {
+                        let at = ended.token as usize * 50_000;
+                        let (read, buffer) = (ended.bytes.unwrap(), ended.buffer.unwrap());
+                        seen[at..at + read].copy_from_slice(&buffer[..read]);
+                        buffers.push(buffer);
+                    }
+                    assert!(seen == content);
+                }
             }
-            let mut done = Vec::new();
-            while done.len() < 8 {
-                engine.wait(&mut done).unwrap();
+        }
+    }
+
+    #[test]
+    fn every_engine_splices_from_a_file_through_a_pipe_to_a_file() {
+        let (file, content) = some_file(300_000);
+        for choice in CHOICES {
+            let (mut engine, _) = ReadEngine::open(choice, 2).unwrap();
+            let mut copy = tempfile::tempfile().unwrap();
+            let (out, into) = rustix::pipe::pipe().unwrap();
+            let mut one = |from: End<'_>, to: End<'_>, length: usize| {
+                engine.splice(7, from, to, length).unwrap();
+                let mut done = Vec::new();
+                while done.is_empty() {
+                    engine.wait(&mut done).unwrap();
+                }
+                let ended = done.pop().unwrap();
+                assert!(ended.token == 7 && ended.buffer.is_none());
+                ended.bytes.unwrap()
+            };
+            let mut at = 0;
+            loop {
+                let from = End::File(file.as_fd(), at);
+                let mut in_pipe = one(from, End::Pipe(into.as_fd()), 50_000);
+                if in_pipe == 0 {
+                    break;
+                }
+                while in_pipe > 0 {
+                    let to = End::File(copy.as_fd(), at);
+                    let moved = one(End::Pipe(out.as_fd()), to, in_pipe);
+                    assert!(moved > 0);
+                    (at, in_pipe) = (at + moved as u64, in_pipe - moved);
+                }
             }
-            for ReadDone {
-                token,
-                buffer,
-                read,
-            } in done
-            {
-                let at = token as usize * 50_000;
-                let read = read.unwrap();
-                seen[at..at + read].copy_from_slice(&buffer[..read]);
-            }
+            let mut seen = Vec::new();
+            copy.rewind().unwrap();
+            copy.read_to_end(&mut seen).unwrap();
             assert!(seen == content);
         }
     }
@@ -255,7 +443,7 @@ mod tests {
         let file = tempfile::tempfile().unwrap();
         let (mut engine, _) = ReadEngine::open(IoChoice::Auto, 4).unwrap();
         engine
-            .read(1, file.as_fd(), vec![0; 4096].into(), 0, 4096)
+            .read(1, file.as_fd(), Buffer::new(4096), 0, 4096, false)
             .unwrap();
         drop(engine);
         drop(reader);

@@ -21,8 +21,8 @@ macro_rules! choice {
         $(#[$meta])*
         #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
         #[derive(Serialize, Deserialize, ValueEnum)]
-        #[serde(rename_all = "lowercase")]
-        #[value(rename_all = "lowercase")]
+        #[serde(rename_all = "snake_case")]
+        #[value(rename_all = "snake_case")]
         pub enum $name { $( $(#[$variant_meta])* $variant, )+ }
 
         impl $name {
@@ -154,22 +154,30 @@ choice! {
 choice! {
     /// How bytes reach a warehouse on another filesystem.
     CopyMethod {
-        /// The fastest that suits the filesystems.
+        /// A clone where the filesystem makes one, else `write`.
         #[default]
         Auto = "auto",
         /// The buffer that was hashed is written.
         Write = "write",
+        /// A clone that shares the blocks of its source (FICLONE; btrfs, xfs).
+        Reflink = "reflink",
+        /// The kernel copies; what is hashed is read from the copy.
+        CopyFileRange = "copy_file_range",
+        /// The kernel moves pages through a pipe; what is hashed is read from the copy.
+        Splice = "splice",
     }
 }
 
 choice! {
     /// How readers read.
     ReadMethod {
-        /// The fastest that suits the file.
+        /// Directly what is large and not in the page cache, else through it.
         #[default]
         Auto = "auto",
         /// Through the page cache.
         Buffered = "buffered",
+        /// Past the page cache (O_DIRECT) where the filesystem can.
+        Direct = "direct",
     }
 }
 

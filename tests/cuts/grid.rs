@@ -6,10 +6,10 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
-use crate::history::{History, Manner};
-use crate::image::Fs;
+use crate::history::{History, Manner, Methods};
 use crate::place::{Crash, Layout, Machine, Place};
 use crate::points::{Meddle, Needs, Row};
+use crate::support::image::Fs;
 use crate::support::program::{Log, Program, State};
 use crate::support::{Random, files_beneath};
 
@@ -42,6 +42,8 @@ impl Cell {
                 Needs::Reasons => false,
                 _ => number % 3 == 2,
             },
+            // Not in step with the others.
+            methods: Methods::number(number / 12),
         };
         let mut history = History::new(manner);
         fill(&place, &mut history, random);
@@ -101,6 +103,8 @@ pub fn command(place: &Place, manner: Manner, more: &[&str]) -> Command {
     if manner.sidecars {
         args.extend(["--mode", "sidecar"]);
     }
+    args.extend(["--read-method", manner.methods.read]);
+    args.extend(["--copy-method", manner.methods.copy]);
     args.extend(more);
     place.site.run(&args)
 }

@@ -32,6 +32,31 @@ pub struct Manner {
     pub sidecars: bool,
     /// Duplicates are deleted, not moved.
     pub delete: bool,
+    /// How files are read, and how they get to another filesystem.
+    pub methods: Methods,
+}
+
+/// `--read-method` and `--copy-method`.
+#[derive(Debug, Clone, Copy)]
+pub struct Methods {
+    pub read: &'static str,
+    pub copy: &'static str,
+}
+
+impl Methods {
+    pub const DEFAULT: Methods = Methods {
+        read: "auto",
+        copy: "auto",
+    };
+
+    /// One of all there are.
+    pub fn number(number: usize) -> Methods {
+        const COPIES: [&str; 4] = ["auto", "write", "copy_file_range", "splice"];
+        Methods {
+            read: ["auto", "direct"][number / COPIES.len() % 2],
+            copy: COPIES[number % COPIES.len()],
+        }
+    }
 }
 
 pub struct History {

@@ -12,7 +12,6 @@ mod support;
 
 mod grid;
 mod history;
-mod image;
 mod place;
 mod points;
 mod random;
@@ -25,9 +24,9 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use grid::Cell;
-use image::Fs;
 use place::{Crash, Layout, Machine};
 use support::Random;
+use support::image::{self, Fs};
 
 /// Sites at work side by side. Mounting and unmounting is mostly waiting.
 const WORKERS: usize = 4;

@@ -2,8 +2,8 @@
 
 use std::path::PathBuf;
 
-use crate::image::{Disk, Fs};
 use crate::support::Site;
+use crate::support::image::{Disk, Fs};
 use crate::support::program::{Program, State};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

@@ -6,10 +6,10 @@ use std::path::Path;
 use std::time::Duration;
 
 use crate::grid::{INPUTS, Saying, command, ends_well};
-use crate::history::{History, Manner};
-use crate::image::Fs;
+use crate::history::{History, Manner, Methods};
 use crate::place::{Crash, Layout, Machine, Place};
 use crate::support::Random;
+use crate::support::image::Fs;
 use crate::support::program::{Log, Program};
 
 /// Power cuts that one site lives through, at most.
@@ -87,6 +87,7 @@ pub fn one_site(
     let manner = Manner {
         sidecars: false,
         delete: random.below(3) == 0,
+        methods: Methods::number(random.below(8) as usize),
     };
     let saying = Saying(
         format!("in {name}: {layout:?} on kind {kind}, {manner:?}"),

@@ -4,10 +4,10 @@ use std::ffi::OsStr;
 use std::fs;
 
 use crate::grid::{INPUTS, command, ends_well};
-use crate::history::{History, Manner};
-use crate::image::{self, Fs};
+use crate::history::{History, Manner, Methods};
 use crate::place::{Crash, Layout, Machine};
 use crate::support::Random;
+use crate::support::image::{self, Fs};
 use crate::support::program::{Log, Program, State};
 
 const BYTES: usize = 200 << 10;
@@ -24,6 +24,7 @@ fn the_torn_source_of_a_recorded_copy_goes() {
     let manner = Manner {
         sidecars: false,
         delete: false,
+        methods: Methods::DEFAULT,
     };
     let log = Log(place.log.clone());
     for input in INPUTS {

@@ -7,6 +7,7 @@ mod duplicates;
 mod finding;
 mod formats;
 mod hostile;
+mod methods;
 mod placing;
 mod settling;
 mod starting;

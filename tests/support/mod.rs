@@ -17,6 +17,7 @@
 
 mod content;
 pub mod counts;
+pub mod image;
 mod manifest;
 mod process;
 pub mod program;

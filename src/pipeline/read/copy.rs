@@ -1,28 +1,84 @@
-//! The copy of a file on the warehouse's filesystem, written from the very buffers that were hashed.
+//! The copy of a file on the warehouse's filesystem.
+//!
+//! Either the very buffers that were hashed are written, or the kernel makes the copy (a clone that shares the blocks,
+//! copy_file_range, splice) and what is hashed is read from the copy. So the digest is always that of the bytes that are placed,
+//! whatever happens to the source meanwhile.
 
 use std::ffi::{OsStr, OsString};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use rustix::fs::{AtFlags, Mode, OFlags, Timespec, Timestamps};
+use rustix::fs::{AtFlags, Mode, OFlags, SeekFrom, Timespec, Timestamps};
 use rustix::io::Errno;
+use rustix::pipe::PipeFlags;
 
 use crate::io::disk::{Handle, write_all_at};
+use crate::io::read_engine::End;
 use crate::io::{FileStat, stat};
 use crate::pipeline::Copied;
 use crate::pipeline::record::layout;
+use crate::settings::CopyMethod;
 use crate::trial::points;
 
 /// Zeros are left out in pieces of this many bytes, the block size of most filesystems.
 const HOLE_BYTES: usize = 4096;
+/// What the kernel copies at once, and how far it is ahead of the hash at most: it is still in the cache then.
+const AHEAD_BYTES: usize = 1 << 20;
 
-/// A copy that is being written.
+/// A copy that is being made.
 #[derive(Debug)]
 pub struct CopyTarget {
     fd: OwnedFd,
     temporary: Option<Temporary>,
     sparse: bool,
+    size: u64,
+    way: Way,
+}
+
+/// How the bytes get there.
+#[derive(Debug)]
+enum Way {
+    /// Its reader writes what it hashed.
+    Written,
+    /// They are there: it shares the blocks of its source.
+    Cloned,
+    /// By copy_file_range, ahead of the hash.
+    Ranges(Ahead),
+    /// Through a pipe, ahead of the hash.
+    Spliced(Ahead, Pipe),
+}
+
+/// How far the kernel has come with a copy.
+#[derive(Debug)]
+struct Ahead {
+    /// All bytes before this one are there.
+    ready: u64,
+    /// Where the piece of the source that has data ends.
+    data_end: u64,
+}
+
+/// A pipe between source and copy.
+#[derive(Debug)]
+struct Pipe {
+    out: OwnedFd,
+    into: OwnedFd,
+    capacity: usize,
+    /// Bytes in it.
+    filled: usize,
+    /// Whether a splice is in flight.
+    busy: bool,
+}
+
+/// A splice that is to be made for a copy.
+#[derive(Debug)]
+pub struct SpliceStep<'a> {
+    /// Where from.
+    pub from: End<'a>,
+    /// Where to.
+    pub to: End<'a>,
+    /// Bytes at most.
+    pub length: usize,
 }
 
 /// The name of a copy in `_tmp`. It goes when the copy is dropped; by then a placed copy has another name.
@@ -75,6 +131,8 @@ impl CopyTarget {
                         fd,
                         temporary: None,
                         sparse,
+                        size: source.identity.size,
+                        way: Way::Written,
                     });
                 }
                 Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL | Errno::NOENT) => {}
@@ -94,7 +152,149 @@ impl CopyTarget {
             fd: rustix::fs::openat(&dir, &name, flags, mode)?,
             temporary: Some(Temporary::new(dir, name)),
             sparse,
+            size: source.identity.size,
+            way: Way::Written,
         })
+    }
+
+    /// Leaves the copy to the kernel. With [`CopyMethod::Write`] and `auto` nothing changes.
+    ///
+    /// # Errors
+    /// Those that [`is_refusal`] knows: these filesystems cannot do it, and the copy is still to be written. Others as for a
+    /// write.
+    pub fn leave_to_kernel(&mut self, method: CopyMethod, source: impl AsFd) -> io::Result<()> {
+        self.way = match method {
+            CopyMethod::Auto | CopyMethod::Write => return Ok(()),
+            CopyMethod::Reflink => {
+                rustix::fs::ioctl_ficlone(&self.fd, &source)?;
+                Way::Cloned
+            }
+            CopyMethod::CopyFileRange => Way::Ranges(self.ahead()?),
+            CopyMethod::Splice => Way::Spliced(self.ahead()?, Pipe::new()?),
+        };
+        Ok(())
+    }
+
+    fn ahead(&self) -> io::Result<Ahead> {
+        // What is left out is a hole then.
+        rustix::fs::ftruncate(&self.fd, self.size)?;
+        Ok(Ahead {
+            ready: 0,
+            data_end: if self.sparse { 0 } else { self.size },
+        })
+    }
+
+    /// Goes back to writing the copy, after a refusal. Returns what was refused.
+    pub fn write_after_all(&mut self) -> CopyMethod {
+        match std::mem::replace(&mut self.way, Way::Written) {
+            Way::Written => CopyMethod::Write,
+            Way::Cloned => CopyMethod::Reflink,
+            Way::Ranges(_) => CopyMethod::CopyFileRange,
+            Way::Spliced(..) => CopyMethod::Splice,
+        }
+    }
+
+    /// The copy, if it is what has to be read and hashed.
+    pub fn read_from(&self) -> Option<BorrowedFd<'_>> {
+        (!self.is_written()).then(|| self.fd.as_fd())
+    }
+
+    /// Whether its reader has to write it.
+    pub fn is_written(&self) -> bool {
+        matches!(self.way, Way::Written)
+    }
+
+    /// Whether all of it is there at once, on the disk: it may be read directly.
+    pub fn is_cloned(&self) -> bool {
+        matches!(self.way, Way::Cloned)
+    }
+
+    /// How far it can be read.
+    pub fn readable(&self) -> u64 {
+        match &self.way {
+            Way::Written | Way::Cloned => self.size,
+            Way::Ranges(ahead) | Way::Spliced(ahead, _) => ahead.ready,
+        }
+    }
+
+    /// Whether a splice is in flight.
+    pub fn is_busy(&self) -> bool {
+        matches!(&self.way, Way::Spliced(_, pipe) if pipe.busy)
+    }
+
+    /// Goes on with a copy that the kernel makes, if it is not far enough ahead of `next`, the byte that is read next. What is
+    /// returned is to be started, and then [`CopyTarget::spliced`] told of its end.
+    ///
+    /// # Errors
+    /// As for a read and a write; UnexpectedEof where the source is shorter than it was.
+    pub fn copy_ahead<'a>(
+        &'a mut self,
+        source: BorrowedFd<'a>,
+        next: u64,
+    ) -> io::Result<Option<SpliceStep<'a>>> {
+        let wanted = self.size.min(next + AHEAD_BYTES as u64);
+        match &mut self.way {
+            Way::Written | Way::Cloned => Ok(None),
+            Way::Ranges(ahead) => {
+                while ahead.ready < wanted {
+                    let Some(length) = ahead.piece(source, self.size, AHEAD_BYTES)? else {
+                        break;
+                    };
+                    let (mut here, mut there) = (ahead.ready, ahead.ready);
+                    let (here, there) = (Some(&mut here), Some(&mut there));
+                    match rustix::fs::copy_file_range(source, here, &self.fd, there, length) {
+                        Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                        Ok(copied) => ahead.ready += copied as u64,
+                        Err(Errno::INTR) => {}
+                        Err(error) => return Err(error.into()),
+                    }
+                }
+                Ok(None)
+            }
+            Way::Spliced(_, pipe) if pipe.busy => Ok(None),
+            Way::Spliced(ahead, pipe) => {
+                let (from, to, length) = if pipe.filled > 0 {
+                    let to = End::File(self.fd.as_fd(), ahead.ready);
+                    (End::Pipe(pipe.out.as_fd()), to, pipe.filled)
+                } else {
+                    if ahead.ready >= wanted {
+                        return Ok(None);
+                    }
+                    let Some(length) = ahead.piece(source, self.size, pipe.capacity)? else {
+                        return Ok(None);
+                    };
+                    let from = End::File(source, ahead.ready);
+                    (from, End::Pipe(pipe.into.as_fd()), length)
+                };
+                pipe.busy = true;
+                Ok(Some(SpliceStep { from, to, length }))
+            }
+        }
+    }
+
+    /// Takes in how a splice ended, or that it could not be started.
+    ///
+    /// # Errors
+    /// Those of the splice; UnexpectedEof where the source is shorter than it was.
+    pub fn spliced(&mut self, moved: io::Result<usize>) -> io::Result<()> {
+        let Way::Spliced(ahead, pipe) = &mut self.way else {
+            return moved.map(drop);
+        };
+        pipe.busy = false;
+        match moved {
+            Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(moved) if pipe.filled == 0 => {
+                pipe.filled = moved;
+                Ok(())
+            }
+            Ok(moved) => {
+                pipe.filled -= moved;
+                ahead.ready += moved as u64;
+                Ok(())
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(()),
+            Err(error) => Err(error),
+        }
     }
 
     /// Writes a piece of the file. Where the source has holes, zeros become holes.
@@ -117,7 +317,7 @@ impl CopyTarget {
     /// Gives the copy what its source has beside its bytes: size, attributes, owner where allowed, mode and times.
     pub fn finish(self, source_fd: impl AsFd, source: &FileStat) -> io::Result<Copied<Handle>> {
         if self.sparse {
-            rustix::fs::ftruncate(&self.fd, source.identity.size)?;
+            rustix::fs::ftruncate(&self.fd, self.size)?;
         }
         copy_attributes(&source_fd, &self.fd);
         // Only the superuser may give files away; a copy of our own is still a good copy.
@@ -152,13 +352,71 @@ impl CopyTarget {
     }
 }
 
+impl Ahead {
+    /// How many bytes are to be copied next, `most` at most; holes before them are passed. `None`: there are no more.
+    fn piece(
+        &mut self,
+        source: BorrowedFd<'_>,
+        size: u64,
+        most: usize,
+    ) -> io::Result<Option<usize>> {
+        if self.ready == self.data_end && self.ready < size {
+            match rustix::fs::seek(source, SeekFrom::Data(self.ready)) {
+                Ok(data) => {
+                    self.ready = data.min(size);
+                    self.data_end = rustix::fs::seek(source, SeekFrom::Hole(data))?.min(size);
+                }
+                Err(Errno::NXIO) => (self.ready, self.data_end) = (size, size),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        let left = self.data_end - self.ready;
+        Ok((left > 0).then(|| left.min(most as u64) as usize))
+    }
+}
+
+impl Pipe {
+    fn new() -> io::Result<Pipe> {
+        let (out, into) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
+        // Many large pipes of one user may be forbidden; a small one does it, too.
+        let _ = rustix::pipe::fcntl_setpipe_size(&into, AHEAD_BYTES);
+        Ok(Pipe {
+            capacity: rustix::pipe::fcntl_getpipe_size(&into)?,
+            out,
+            into,
+            filled: 0,
+            busy: false,
+        })
+    }
+}
+
+/// Whether an error says that two filesystems, or this kernel, do not know a way to copy.
+pub fn is_refusal(error: &io::Error) -> bool {
+    matches!(
+        Errno::from_io_error(error),
+        Some(
+            Errno::XDEV
+                | Errno::OPNOTSUPP
+                | Errno::INVAL
+                | Errno::NOTTY
+                | Errno::NOSYS
+                | Errno::PERM
+        )
+    )
+}
+
 fn is_zero(block: &[u8]) -> bool {
     block.iter().all(|&byte| byte == 0)
 }
 
 /// Copies extended attributes as far as the destination takes them.
 fn copy_attributes(from: impl AsFd, to: impl AsFd) {
-    let mut names = vec![0u8; 64 << 10];
+    // Most files have none, and then nothing is to be allocated.
+    let length = match rustix::fs::flistxattr_query(&from) {
+        Ok(0) | Err(_) => return,
+        Ok(length) => length,
+    };
+    let mut names = vec![0u8; length];
     let Ok(length) = rustix::fs::flistxattr(&from, &mut names[..]) else {
         return;
     };
@@ -172,6 +430,79 @@ fn copy_attributes(from: impl AsFd, to: impl AsFd) {
         if let Ok(length) = rustix::fs::fgetxattr(&from, name, &mut value[..]) {
             let flags = rustix::fs::XattrFlags::empty();
             let _ = rustix::fs::fsetxattr(&to, name, &value[..length], flags);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::io::read_engine::ReadEngine;
+    use crate::settings::IoChoice;
+    use std::fs::File;
+    use std::os::unix::fs::{FileExt, MetadataExt};
+
+    /// Lets the kernel copy all of `source`, which is said to be `size` bytes long.
+    fn copy(method: CopyMethod, source: &File, size: u64) -> io::Result<File> {
+        let directory = tempfile::tempdir()?;
+        let mut seen = stat::stat_fd(source)?;
+        if seen.identity.size < size {
+            // Blocks for all of it, so that nobody looks for holes.
+            (seen.identity.size, seen.blocks) = (size, size.div_ceil(512));
+        }
+        let root = crate::io::open::root_dir(directory.path())?;
+        let mut target = CopyTarget::create(&root, &seen, true)?;
+        target.leave_to_kernel(method, source)?;
+        let (mut engine, _) = ReadEngine::open(IoChoice::Auto, 2)?;
+        let mut done = Vec::new();
+        let mut last = None;
+        while target.readable() < size {
+            if let Some(step) = target.copy_ahead(source.as_fd(), target.readable())? {
+                engine.splice(1, step.from, step.to, step.length)?;
+                assert!(target.is_busy());
+                while done.is_empty() {
+                    engine.wait(&mut done)?;
+                }
+                target.spliced(done.pop().expect("one").bytes)?;
+            } else {
+                assert_ne!(last, Some(target.readable()), "it does not go on");
+                last = Some(target.readable());
+            }
+        }
+        let copy = File::from(target.fd);
+        Ok(copy)
+    }
+
+    const BY_KERNEL: [CopyMethod; 2] = [CopyMethod::CopyFileRange, CopyMethod::Splice];
+
+    #[test]
+    fn the_kernel_copies_data_and_leaves_out_holes() {
+        let source = tempfile::tempfile().unwrap();
+        let data: Vec<u8> = (0..700_000u32).map(|i| (i % 251) as u8).collect();
+        for at in [100, 3 << 20, (9 << 20) + 5] {
+            source.write_all_at(&data, at).unwrap();
+        }
+        let size = (12 << 20) + 3;
+        source.set_len(size).unwrap();
+        for method in BY_KERNEL {
+            let copy = copy(method, &source, size).unwrap();
+            let (mut here, mut there) = (vec![0; size as usize], vec![0; size as usize]);
+            source.read_exact_at(&mut here, 0).unwrap();
+            copy.read_exact_at(&mut there, 0).unwrap();
+            assert!(here == there, "{method}");
+            let metadata = copy.metadata().unwrap();
+            assert_eq!(metadata.len(), size);
+            assert!(metadata.blocks() * 512 < 5 << 20, "{method}");
+        }
+    }
+
+    #[test]
+    fn a_source_that_got_shorter_is_the_unexpected_end_of_a_file() {
+        let source = tempfile::tempfile().unwrap();
+        source.write_all_at(&[7; 2 << 20], 0).unwrap();
+        for method in BY_KERNEL {
+            let error = copy(method, &source, (2 << 20) + 1).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof, "{method}");
         }
     }
 }

@@ -2,6 +2,7 @@
 
 pub mod copy;
 pub mod digest;
+pub mod method;
 mod reader;
 mod sha256;
 pub mod sidecar;

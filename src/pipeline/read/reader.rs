@@ -8,7 +8,7 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -18,26 +18,31 @@ use rustix::fs::{FileType, OFlags};
 use rustix::io::Errno;
 
 use crate::failure::Failure;
+use crate::io::buffer::Buffer;
 use crate::io::disk::Handle;
-use crate::io::read_engine::{ReadDone, ReadEngine};
-use crate::io::{Disk, FileStat, Identity, RealDisk, Reserve, clock, lease, open, stat};
+use crate::io::read_engine::{Done, ReadEngine};
+use crate::io::{Disk, FileStat, Identity, RealDisk, Reserve, clock, direct, lease, open, stat};
+use crate::ledger::SourceId;
 use crate::observe::events;
 use crate::observe::metrics::{Metrics, Stage};
 use crate::pipeline::queue::Queue;
 use crate::pipeline::{Candidate, Fate, Finding, Input, Proof, Staged, Waiting};
 use crate::session::Suspicion;
-use crate::settings::{IoChoice, LeasePolicy, Mode};
+use crate::settings::{CopyMethod, IoChoice, LeasePolicy, Mode};
 
-use super::copy::CopyTarget;
+use super::copy::{self, CopyTarget};
 use super::digest::{self, Stream};
+use super::method::Methods;
 use super::sidecar::{SIDECAR_BYTES_MAX, claimed_digest};
 
 /// Files that a reader has open at once.
 const FILES_IN_FLIGHT: usize = 8;
 /// Reads in flight for one file: one is hashed while the next arrives.
 const READS_PER_FILE: usize = 2;
-/// A file above this many bytes is large: readers share such files out evenly.
-const LARGE_BYTES: u64 = 8 << 20;
+/// As many for a file that is read past the page cache: nobody but us reads ahead there.
+const DIRECT_READS_PER_FILE: usize = 8;
+/// A file above this many bytes is large: readers share such files out evenly, and read cold ones past the page cache.
+pub(super) const LARGE_BYTES: u64 = 8 << 20;
 /// From this many bytes on, a copy is not begun that would leave too little free.
 const WEIGHED_BYTES: u64 = 1 << 20;
 /// Bytes of one read. Larger ones leave the cache between kernel and hash.
@@ -70,6 +75,8 @@ pub struct ReaderShared {
     pub reserve: Arc<Reserve>,
     /// How to read.
     pub io: IoChoice,
+    /// Which ways to read and to copy.
+    pub methods: Methods,
     /// How many streams are hashed in lockstep, and so how many large files a reader has open at most.
     pub hash_lanes: usize,
     /// Whether unnamed files may be used for copies.
@@ -93,7 +100,10 @@ pub struct Reader {
     shared: Arc<ReaderShared>,
     engine: ReadEngine,
     slots: Vec<Option<InFlight>>,
-    buffers: Vec<Box<[u8]>>,
+    /// What is not in use.
+    buffers: Vec<Buffer>,
+    /// How many more may be made.
+    buffers_unmade: usize,
 }
 
 /// A file that is being read.
@@ -102,6 +112,8 @@ struct InFlight {
     file: Handle,
     before: FileStat,
     copy: Option<CopyTarget>,
+    /// What direct reads of it have to be multiples of, in bytes. `None`: it is read through the page cache.
+    direct: Option<usize>,
     /// Counts a large file while it is open.
     large: Option<LargeOpen>,
     stream: Stream,
@@ -137,13 +149,47 @@ struct Chunk {
     number: u64,
     offset: u64,
     length: usize,
+    /// Whether it was asked for past the page cache.
+    direct: bool,
     /// The buffer and how many of its bytes count, once they are here.
-    here: Option<(Box<[u8]>, usize)>,
+    here: Option<(Buffer, usize)>,
 }
 
 /// A read is named after its slot and its chunk.
 fn token(slot: usize, number: u64) -> u64 {
     number << 8 | slot as u64
+}
+
+/// The number of no chunk: that of a splice.
+const SPLICE: u64 = u64::MAX >> 8;
+
+impl InFlight {
+    /// What is read and hashed: the file, or its copy if the kernel makes that.
+    fn read_from(&self) -> BorrowedFd<'_> {
+        let copy = self.copy.as_ref().and_then(CopyTarget::read_from);
+        copy.unwrap_or_else(|| self.file.as_fd())
+    }
+
+    fn reads_at_once(&self) -> usize {
+        match self.direct {
+            Some(_) => DIRECT_READS_PER_FILE,
+            None => READS_PER_FILE,
+        }
+    }
+
+    /// How many bytes to ask for, to get a chunk. A direct read goes on to the end of a block, also behind the end of the file.
+    fn read_length(&self, chunk: &Chunk) -> usize {
+        match self.direct {
+            Some(unit) => chunk.length.next_multiple_of(unit),
+            None => chunk.length,
+        }
+    }
+
+    /// Has the rest read through the page cache.
+    fn give_up_direct(&mut self) -> io::Result<()> {
+        self.direct = None;
+        direct::set(self.read_from(), false)
+    }
 }
 
 /// What a reader finds to do.
@@ -183,15 +229,15 @@ enum Leave {
 impl Reader {
     /// A reader with an engine of its own. The second value says why there is no ring, if there is none.
     pub fn new(shared: Arc<ReaderShared>) -> io::Result<(Reader, Option<io::Error>)> {
-        let reads = FILES_IN_FLIGHT * READS_PER_FILE;
-        let (engine, fallback) = ReadEngine::open(shared.io, reads as u32)?;
+        let deeper = shared.hash_lanes * (DIRECT_READS_PER_FILE - READS_PER_FILE);
+        let reads = FILES_IN_FLIGHT * READS_PER_FILE + deeper;
+        let (engine, fallback) = ReadEngine::open(shared.io, (reads + FILES_IN_FLIGHT) as u32)?;
         let reader = Reader {
             shared,
             engine,
             slots: (0..FILES_IN_FLIGHT).map(|_| None).collect(),
-            buffers: (0..reads)
-                .map(|_| vec![0; READ_BYTES].into_boxed_slice())
-                .collect(),
+            buffers: Vec::new(),
+            buffers_unmade: reads,
         };
         Ok((reader, fallback))
     }
@@ -204,8 +250,8 @@ impl Reader {
                 return Ok(());
             }
             self.engine.wait(&mut done)?;
-            for read in done.drain(..) {
-                self.arrived(read);
+            for ended in done.drain(..) {
+                self.arrived(ended);
             }
             self.hash_what_is_here();
             self.move_on();
@@ -280,16 +326,27 @@ impl Reader {
         self.shared.metrics.record(Stage::Queue, queued);
         match self.open(&candidate) {
             Ok((file, before, copy)) => {
+                let size = before.identity.size;
+                let direct = match &copy {
+                    Some(copy) if copy.is_cloned() => {
+                        let clone = copy.read_from();
+                        clone.and_then(|clone| self.shared.methods.begin_direct(clone, size))
+                    }
+                    // What the kernel copied a moment ago is in the cache.
+                    Some(copy) if !copy.is_written() => None,
+                    _ => self.shared.methods.begin_direct(&file, size),
+                };
                 self.slots[index] = Some(InFlight {
                     large: is_large(&candidate).then(|| LargeOpen::new(&self.shared)),
                     candidate,
                     file,
                     before,
                     copy,
+                    direct,
                     stream: Stream::default(),
                     next: 0,
                     issued: 0,
-                    chunks: VecDeque::with_capacity(READS_PER_FILE),
+                    chunks: VecDeque::new(),
                     leaving: None,
                     began,
                 });
@@ -347,14 +404,37 @@ impl Reader {
             {
                 return Err(Leave::With(Fate::NoRoom(reason)));
             }
-            let warehouse = &*self.shared.warehouse;
-            let target = CopyTarget::create(warehouse, &before, self.shared.unnamed_copies)
-                .map_err(|error| no_room_or("make in the warehouse a copy of", error))?;
-            Some(target)
+            let method = match only_cached {
+                // Nothing but what was hashed is to be trusted.
+                true => CopyMethod::Write,
+                false => self.shared.methods.copy(input.id),
+            };
+            Some(self.begin_copy(input.id, method, &file, &before)?)
         } else {
             None
         };
         Ok((file, before, copy))
+    }
+
+    fn begin_copy(
+        &self,
+        source: SourceId,
+        method: CopyMethod,
+        file: &Handle,
+        before: &FileStat,
+    ) -> Result<CopyTarget, Leave> {
+        let failed = |error| no_room_or("make in the warehouse a copy of", error);
+        let warehouse = &*self.shared.warehouse;
+        let mut target =
+            CopyTarget::create(warehouse, before, self.shared.unnamed_copies).map_err(failed)?;
+        match target.leave_to_kernel(method, file) {
+            Ok(()) => {}
+            Err(error) if copy::is_refusal(&error) => {
+                self.shared.methods.copy_refused(source, method, &error);
+            }
+            Err(error) => return Err(failed(error)),
+        }
+        Ok(target)
     }
 
     fn lease(&self, candidate: &Candidate, fd: OwnedFd) -> Result<Handle, Leave> {
@@ -405,55 +485,115 @@ impl Reader {
 
     /// Puts reads of a file in flight, as many as it may have.
     fn submit(&mut self, index: usize) {
+        self.copy_ahead(index);
         let Some(file) = &mut self.slots[index] else {
             return;
         };
-        let size = file.before.identity.size;
-        while file.leaving.is_none() && file.next < size && file.chunks.len() < READS_PER_FILE {
-            let Some(buffer) = self.buffers.pop() else {
-                return;
+        let readable = file.copy.as_ref().map(CopyTarget::readable);
+        let readable = readable.unwrap_or(file.before.identity.size);
+        while file.leaving.is_none()
+            && file.next < readable
+            && file.chunks.len() < file.reads_at_once()
+        {
+            let buffer = match self.buffers.pop() {
+                Some(buffer) => buffer,
+                None if self.buffers_unmade > 0 => {
+                    self.buffers_unmade -= 1;
+                    Buffer::new(READ_BYTES)
+                }
+                None => return,
             };
             let chunk = Chunk {
                 number: file.issued,
                 offset: file.next,
-                length: (size - file.next).min(READ_BYTES as u64) as usize,
+                length: (readable - file.next).min(READ_BYTES as u64) as usize,
+                direct: file.direct.is_some(),
                 here: None,
             };
             file.issued += 1;
             file.next += chunk.length as u64;
-            let name = token(index, chunk.number);
-            match self
-                .engine
-                .read(name, file.file.as_fd(), buffer, chunk.offset, chunk.length)
-            {
+            match read(&mut self.engine, index, file, &chunk, buffer) {
                 Ok(()) => file.chunks.push_back(chunk),
                 Err(error) => {
-                    self.buffers.push(vec![0; READ_BYTES].into_boxed_slice());
+                    self.buffers_unmade += 1;
                     file.leaving = Some(Leave::Failed("read", error));
                 }
             }
         }
     }
 
-    /// Takes in a completion. A read that ended early is begun again where it ended.
-    fn arrived(&mut self, done: ReadDone) {
-        let index = (done.token & 0xff) as usize;
+    /// Lets the kernel go on with a copy that it makes ahead of the reads.
+    fn copy_ahead(&mut self, index: usize) {
         let Some(file) = &mut self.slots[index] else {
-            self.buffers.push(done.buffer);
             return;
         };
+        let (Some(copy), None) = (&mut file.copy, &file.leaving) else {
+            return;
+        };
+        let begun = match copy.copy_ahead(file.file.as_fd(), file.next) {
+            Ok(None) => Ok(()),
+            Ok(Some(step)) => {
+                let name = token(index, SPLICE);
+                self.engine.splice(name, step.from, step.to, step.length)
+            }
+            Err(error) => Err(error),
+        };
+        if let Err(error) = begun.or_else(|error| copy.spliced(Err(error))) {
+            self.copy_failed(index, error);
+        }
+    }
+
+    /// A copy that the kernel was to make is written instead, if it cannot be made that way.
+    fn copy_failed(&mut self, index: usize, error: io::Error) {
+        let Some(file) = &mut self.slots[index] else {
+            return;
+        };
+        if let Some(copy) = &mut file.copy
+            && file.issued == 0
+            && copy::is_refusal(&error)
+        {
+            let method = copy.write_after_all();
+            let source = file.candidate.input.id;
+            self.shared.methods.copy_refused(source, method, &error);
+        } else if error.kind() == io::ErrorKind::UnexpectedEof {
+            // Shorter than it was when it was opened.
+            file.leaving.get_or_insert_with(changed);
+        } else {
+            let leave = no_room_or("write in the warehouse the copy of", error);
+            file.leaving.get_or_insert(leave);
+        }
+    }
+
+    /// Takes in a completion. A read that ended early is begun again where it ended.
+    fn arrived(&mut self, done: Done) {
+        let index = (done.token & 0xff) as usize;
         let number = done.token >> 8;
-        let Some(at) = file.chunks.iter().position(|chunk| chunk.number == number) else {
-            self.buffers.push(done.buffer);
+        let Some(buffer) = done.buffer else {
+            let file = self.slots[index].as_mut();
+            if let Some(copy) = file.and_then(|file| file.copy.as_mut())
+                && let Err(error) = copy.spliced(done.bytes)
+            {
+                self.copy_failed(index, error);
+            }
             return;
         };
-        match done.read {
+        let Some(file) = &mut self.slots[index] else {
+            self.buffers.push(buffer);
+            return;
+        };
+        let Some(at) = file.chunks.iter().position(|chunk| chunk.number == number) else {
+            self.buffers.push(buffer);
+            return;
+        };
+        match done.bytes {
             Ok(0) => {
                 // Shorter than it was when it was opened.
                 file.leaving.get_or_insert_with(changed);
             }
             Ok(bytes) => {
-                file.chunks[at].here = Some((done.buffer, bytes));
+                // A direct read may have seen more, of a file that has grown: its identity will tell.
+                let bytes = bytes.min(file.chunks[at].length);
+                file.chunks[at].here = Some((buffer, bytes));
                 return;
             }
             Err(error)
@@ -462,15 +602,29 @@ impl Reader {
                     io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock
                 ) =>
             {
-                file.chunks[at].here = Some((done.buffer, 0));
+                file.chunks[at].here = Some((buffer, 0));
                 return;
+            }
+            // Not that way after all: what lies beneath the filesystem wants another alignment.
+            Err(error)
+                if file.chunks[at].direct && Errno::from_io_error(&error) == Some(Errno::INVAL) =>
+            {
+                match file.give_up_direct() {
+                    Ok(()) => {
+                        file.chunks[at].here = Some((buffer, 0));
+                        return;
+                    }
+                    Err(error) => {
+                        file.leaving.get_or_insert(Leave::Failed("read", error));
+                    }
+                }
             }
             Err(error) => {
                 file.leaving.get_or_insert(Leave::Failed("read", error));
             }
         }
         file.chunks.remove(at);
-        self.buffers.push(done.buffer);
+        self.buffers.push(buffer);
     }
 
     /// Hashes what is next in each file, the files side by side, until nothing more is here.
@@ -510,6 +664,7 @@ impl Reader {
             return;
         };
         if let (Some(copy), None) = (&file.copy, &file.leaving)
+            && copy.is_written()
             && let Err(error) = copy.write(&buffer[..bytes], front.offset)
         {
             file.leaving = Some(no_room_or("write in the warehouse the copy of", error));
@@ -517,16 +672,14 @@ impl Reader {
         front.offset += bytes as u64;
         front.length -= bytes;
         if front.length > 0 && file.leaving.is_none() {
-            let name = token(index, front.number);
-            match self
-                .engine
-                .read(name, file.file.as_fd(), buffer, front.offset, front.length)
-            {
+            match self.read_rest(index, buffer) {
                 Ok(()) => return,
                 Err(error) => {
-                    self.buffers.push(vec![0; READ_BYTES].into_boxed_slice());
-                    file.leaving = Some(Leave::Failed("read", error));
-                    file.chunks.pop_front();
+                    self.buffers_unmade += 1;
+                    if let Some(file) = &mut self.slots[index] {
+                        file.leaving = Some(Leave::Failed("read", error));
+                        file.chunks.pop_front();
+                    }
                     return;
                 }
             }
@@ -536,11 +689,33 @@ impl Reader {
         self.submit(index);
     }
 
+    /// Reads what is missing of the first chunk.
+    fn read_rest(&mut self, index: usize, buffer: Buffer) -> io::Result<()> {
+        let Some(file) = &mut self.slots[index] else {
+            return Ok(());
+        };
+        let offset = file.chunks.front().map_or(0, |front| front.offset);
+        if file
+            .direct
+            .is_some_and(|unit| !offset.is_multiple_of(unit as u64))
+        {
+            file.give_up_direct()?;
+        }
+        let direct = file.direct.is_some();
+        let Some(front) = file.chunks.front_mut() else {
+            return Ok(());
+        };
+        front.direct = direct;
+        let front = &file.chunks[0];
+        read(&mut self.engine, index, file, front, buffer)
+    }
+
     /// Hands on the files that are read to the end, and lets go of those that will not be.
     fn move_on(&mut self) {
         for index in 0..self.slots.len() {
             let ended = self.slots[index].as_ref().is_some_and(|file| {
-                let all_back = file.chunks.is_empty();
+                let splicing = file.copy.as_ref().is_some_and(CopyTarget::is_busy);
+                let all_back = file.chunks.is_empty() && !splicing;
                 all_back && (file.leaving.is_some() || file.next == file.before.identity.size)
             });
             if ended {
@@ -604,6 +779,20 @@ impl Reader {
         // A closed queue: the recorder is gone, and the ticket says so.
         let _ = self.shared.staged.push(staged);
     }
+}
+
+/// Starts the read of a chunk.
+fn read(
+    engine: &mut ReadEngine,
+    slot: usize,
+    file: &InFlight,
+    chunk: &Chunk,
+    buffer: Buffer,
+) -> io::Result<()> {
+    let name = token(slot, chunk.number);
+    let length = file.read_length(chunk);
+    let from = file.read_from();
+    engine.read(name, from, buffer, chunk.offset, length, chunk.direct)
 }
 
 /// A sidecar as it was read.
@@ -782,7 +971,6 @@ fn conclude(shared: &ReaderShared, candidate: Candidate, leave: Leave) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ledger::SourceId;
     use crate::pipeline::{Ticket, Verdicts};
     use crate::settings::{Purpose, RawSettings};
     use sha2::Digest as _;
@@ -844,6 +1032,7 @@ mod tests {
             )),
             warehouse,
             io: IoChoice::Auto,
+            methods: Methods::new(&settings),
             hash_lanes: 3,
             unnamed_copies: true,
             suspicion: None,

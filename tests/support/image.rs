@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::support::{PATIENCE, has_program, is_root, make_filesystem, skip};
+use super::{PATIENCE, has_program, is_root, make_filesystem, skip};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Fs {

@@ -1,0 +1,180 @@
+//! Ways to read and to copy, on filesystems of which it is known what they can do.
+
+mod support;
+
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+
+use ringest::io::direct;
+use support::image::{self, Disk, Fs};
+use support::{Random, Site, sha256, skip};
+
+const BYTES: usize = 16 << 20;
+
+fn directory_for_images() -> tempfile::TempDir {
+    let directory = tempfile::Builder::new()
+        .prefix("ringest-methods-")
+        .tempdir_in(env!("CARGO_TARGET_TMPDIR"));
+    directory.expect("make a directory for images")
+}
+
+fn free_bytes(root: &Path) -> u64 {
+    let directory = File::open(root).expect("open the root");
+    rustix::fs::syncfs(&directory).expect("sync");
+    let seen = rustix::fs::fstatvfs(&directory).expect("statvfs");
+    seen.f_bavail * seen.f_frsize
+}
+
+fn site_at(root: &Path) -> Site {
+    fs::create_dir_all(root.join("staging")).expect("make a directory");
+    let places = ["staging", "warehouse", "manifests", "state"].map(|name| root.join(name));
+    Site::at(root, places).with(&["--stability-seconds", "0.2"])
+}
+
+/// Where a file cannot be renamed to although it is on the same filesystem: another subvolume, another mount. What is to be
+/// unmounted in the end is returned.
+fn warehouse_apart(disk: &Disk) -> Option<PathBuf> {
+    let warehouse = disk.root.join("warehouse");
+    if disk.fs == Fs::Btrfs {
+        let words = ["subvolume", "create"].map(OsStr::new);
+        image::run("btrfs", words.into_iter().chain([warehouse.as_os_str()]));
+        return None;
+    }
+    let elsewhere = disk.root.join("elsewhere");
+    for directory in [&elsewhere, &warehouse] {
+        fs::create_dir(directory).expect("make a directory");
+    }
+    let paths = [elsewhere.as_os_str(), warehouse.as_os_str()];
+    image::run("mount", [OsStr::new("--bind")].into_iter().chain(paths));
+    Some(warehouse)
+}
+
+#[test]
+fn a_copy_within_a_filesystem_that_clones_takes_no_room() {
+    if !image::possible() {
+        return;
+    }
+    let directory = directory_for_images();
+    let mut random = Random::new();
+    for (fs, method, shares) in [
+        (Fs::Btrfs, "auto", true),
+        (Fs::Btrfs, "reflink", true),
+        (Fs::Btrfs, "write", false),
+        (Fs::Xfs, "auto", true),
+        (Fs::Xfs, "copy_file_range", true),
+        (Fs::Xfs, "splice", false),
+    ] {
+        let disk = Disk::new(fs, directory.path(), &format!("{fs:?}-{method}"));
+        let mounted = warehouse_apart(&disk);
+        let site = site_at(&disk.root);
+        let content = random.bytes(BYTES);
+        let path = site.put("large.bin", &content);
+        let flags = rustix::fs::XattrFlags::empty();
+        rustix::fs::setxattr(&path, "user.origin", b"a test", flags).expect("set an attribute");
+        // It shares the blocks of the source, which so are not free again when that goes.
+        let clone = disk.root.join("clone");
+        let words = [OsStr::new("--reflink=always"), path.as_os_str()];
+        image::run("cp", words.into_iter().chain([clone.as_os_str()]));
+        // What the state takes is taken before.
+        site.run_once(&["--exclude", "*"]);
+        let before = free_bytes(&disk.root);
+        let ended = site.run_once(&["--copy-method", method]);
+        let used = before.saturating_sub(free_bytes(&disk.root)) as usize;
+        let line = site.line("large.bin");
+        assert_eq!(line.sha256(), sha256(&content));
+        let mut origin = [0; 64];
+        let length = rustix::fs::getxattr(line.placed(), "user.origin", &mut origin[..]);
+        assert_eq!(&origin[..length.expect("get an attribute")], b"a test");
+        assert_eq!(used < BYTES / 2, shares, "{fs:?}, {method}: {used} bytes");
+        assert_eq!(ended.events("fallback", "").len(), 0, "{ended}");
+        site.assert_staging_is_empty();
+        site.assert_sound();
+        if let Some(mounted) = mounted {
+            image::run("umount", [mounted.as_os_str()]);
+        }
+    }
+}
+
+#[test]
+fn a_filesystem_that_does_not_clone_is_written_to_and_said_so_if_a_clone_was_asked_for() {
+    if !image::possible() {
+        return;
+    }
+    let directory = directory_for_images();
+    for (method, told) in [("auto", 0), ("reflink", 1), ("copy_file_range", 0)] {
+        let disk = Disk::new(Fs::Ext4, directory.path(), method);
+        let mounted = warehouse_apart(&disk).expect("a mount");
+        let site = site_at(&disk.root);
+        for (name, content) in [("a.csv", "a"), ("b.csv", "b")] {
+            site.put(name, content);
+        }
+        let ended = site.run_once(&["--copy-method", method]);
+        assert_eq!(ended.events("fallback", "").len(), told, "{ended}");
+        assert_eq!(site.manifest().len(), 2);
+        site.assert_staging_is_empty();
+        site.assert_sound();
+        image::run("umount", [mounted.as_os_str()]);
+    }
+}
+
+/// Pages of a file that the cache holds; `None` where the kernel does not say.
+fn cached_pages(path: &Path) -> Option<u64> {
+    let file = File::open(path).expect("open");
+    let seen = direct::cached(file.as_fd());
+    seen.ok().map(|seen| seen.pages)
+}
+
+#[test]
+fn large_files_that_are_cold_stay_cold_and_hot_ones_stay_hot() {
+    if !image::possible() {
+        return;
+    }
+    let directory = directory_for_images();
+    let pages = BYTES as u64 / rustix::param::page_size() as u64;
+    let mut random = Random::new();
+    for fs in [Fs::Ext4, Fs::Xfs] {
+        let disk = Disk::new(fs, directory.path(), &format!("{fs:?}"));
+        for (number, (method, is_hot, ends_hot, disabled)) in [
+            ("auto", false, false, ""),
+            ("auto", true, true, ""),
+            ("buffered", false, true, ""),
+            ("direct", false, false, ""),
+            ("auto", false, true, "cachestat"),
+            ("auto", false, false, "dioalign"),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let site = site_at(&disk.root);
+            let content = random.bytes(BYTES);
+            let name = format!("{number}.bin");
+            let path = site.put(&name, &content);
+            let file = File::open(&path).expect("open");
+            file.sync_all().expect("sync");
+            if cached_pages(&path).is_none() {
+                return skip("needs cachestat (Linux 6.5)");
+            }
+            if !is_hot {
+                let advice = rustix::fs::Advice::DontNeed;
+                rustix::fs::fadvise(&file, 0, None, advice).expect("drop the cache");
+                assert_eq!(cached_pages(&path), Some(0));
+            }
+            drop(file);
+            let mut run = site.run(&["--once", "--read-method", method]);
+            run.env("RINGEST_DISABLE", disabled);
+            support::Finished::of(run).ok();
+            let line = site.line(&name);
+            let cached = cached_pages(&line.placed()).expect("as before");
+            match ends_hot {
+                true => assert!(cached > pages / 2, "{method}: {cached} of {pages} pages"),
+                false => assert!(cached < pages / 8, "{method}: {cached} of {pages} pages"),
+            }
+            assert_eq!(line.sha256(), sha256(&content));
+            for directory in [&site.warehouse, &site.manifests, &site.state] {
+                fs::remove_dir_all(directory).expect("make room for the next");
+            }
+        }
+    }
+}
