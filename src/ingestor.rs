@@ -12,7 +12,7 @@ use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -32,7 +32,7 @@ use crate::pipeline::discover::{Discoverer, DiscovererParts, ONCE_PAUSE_MAX};
 use crate::pipeline::queue::Queue;
 use crate::pipeline::read::method::Methods;
 use crate::pipeline::read::{Reader, ReaderShared};
-use crate::pipeline::record::{KeptSet, Place, Recorder, RecorderParts};
+use crate::pipeline::record::{Finished, KeptSet, Place, Recorder, RecorderParts};
 use crate::pipeline::{Candidate, Staged, Verdicts};
 use crate::session::{self, Session, Suspicion};
 use crate::settings::{Concurrency, Durability, IoChoice, Settings};
@@ -47,6 +47,8 @@ const AUTO_READERS_MAX: usize = 16;
 const PANIC_REST: Duration = Duration::from_secs(1);
 /// Longest rest of a reader: the file that makes it panic is met again and again.
 const PANIC_REST_MAX: Duration = Duration::from_secs(60);
+/// Batches that are durable and wait to be reported.
+const BATCHES_REPORTED: usize = 1;
 /// Descriptors kept for everything that is not a staged file.
 const SPARE_DESCRIPTORS: u64 = 256;
 
@@ -461,9 +463,22 @@ fn start_recorder(
     staged: Arc<Queue<Staged<Handle>>>,
     sender: Sender<Message>,
 ) -> std::io::Result<()> {
+    let (finished, batches) = sync_channel::<Finished<Handle>>(BATCHES_REPORTED);
+    let (told, all_told) = channel::<()>();
+    spawn("report", move || {
+        or_abort(|| batches.iter().for_each(Finished::report));
+        drop(told);
+    })?;
+    recorder.report_by(Some(Box::new(move |batch| {
+        finished.send(batch).expect("it ends after the recorder");
+    })));
     spawn("record", move || {
         // Half a commit must not go on.
-        let ended = or_abort(|| recorder.run(&staged).map(|()| Box::new(recorder)));
+        let ended = or_abort(|| recorder.run(&staged));
+        recorder.report_by(None);
+        // Everything durable has been told of when its end is.
+        let _ = all_told.recv();
+        let ended = ended.map(|()| Box::new(recorder));
         let _ = sender.send(Message::Recorded(ended));
     })
 }
@@ -532,10 +547,10 @@ fn input_dirs(session: &Session) -> HashMap<SourceId, Arc<std::os::fd::OwnedFd>>
 }
 
 /// A staged file and its copy hold two descriptors and, in deep trees, up to three directories; and there is a batch in the
-/// making, one in the queue and one parked.
+/// making, one in the queue, one parked, one waiting to be reported and one being reported.
 fn batch_files(wanted: usize, descriptors: u64) -> usize {
     let spare = SPARE_DESCRIPTORS.min(descriptors * 3 / 4);
-    wanted.min(((descriptors - spare) / 5).max(1) as usize)
+    wanted.min(((descriptors - spare) / 8).max(1) as usize)
 }
 
 /// Raises the soft limit on descriptors to the hard one. Returns it.

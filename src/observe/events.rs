@@ -15,6 +15,11 @@ use super::metrics::Summary;
 use super::repeats::first_this_hour;
 use super::usage::Usage;
 
+/// Whether the log takes events about single files.
+pub fn tells_of_files() -> bool {
+    enabled!(Level::INFO)
+}
+
 /// A file is in the warehouse and its manifest line is durable.
 pub fn file_ingested(
     path: &Path,

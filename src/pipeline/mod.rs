@@ -215,10 +215,22 @@ impl Ticket {
     }
 
     /// Tells the discoverer.
-    pub fn close(mut self, fate: Fate) {
-        self.open = false;
-        self.verdicts
-            .give(self.source, Arc::clone(&self.path), fate);
+    pub fn close(self, fate: Fate) {
+        Ticket::close_all([(self, fate)]);
+    }
+
+    /// Tells the discoverer of many at once, and wakes it once. They are all of one session.
+    pub fn close_all(tickets: impl IntoIterator<Item = (Ticket, Fate)>) {
+        let mut verdicts = None;
+        let told = tickets.into_iter().map(|(mut ticket, fate)| {
+            ticket.open = false;
+            verdicts.get_or_insert_with(|| Arc::clone(&ticket.verdicts));
+            (ticket.source, Arc::clone(&ticket.path), fate)
+        });
+        let told: Vec<Verdict> = told.collect();
+        if let Some(verdicts) = verdicts {
+            verdicts.give(told);
+        }
     }
 }
 
@@ -229,8 +241,8 @@ impl Drop for Ticket {
                 after: DROPPED_REST,
                 why: Waiting::Turn,
             };
-            self.verdicts
-                .give(self.source, Arc::clone(&self.path), fate);
+            let verdict = (self.source, Arc::clone(&self.path), fate);
+            self.verdicts.give([verdict]);
         }
     }
 }
@@ -255,11 +267,12 @@ impl Verdicts {
         }))
     }
 
-    fn give(&self, source: SourceId, path: Arc<Path>, fate: Fate) {
+    fn give(&self, verdicts: impl IntoIterator<Item = Verdict>) {
         let was_empty = {
             let mut list = self.list.lock().unwrap_or_else(|e| e.into_inner());
-            list.push((source, path, fate));
-            list.len() == 1
+            let was_empty = list.is_empty();
+            list.extend(verdicts);
+            was_empty
         };
         if was_empty {
             self.ring();

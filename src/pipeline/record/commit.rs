@@ -1,6 +1,8 @@
 //! The commit protocol, in order. What each crash leaves is in the table of [`super::recover`].
 
+use std::collections::HashMap;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -10,12 +12,13 @@ use crate::ledger::{
     Commit, Kept, Ledger, Outcome, Owed, OwedKind, PendingLines, Placement, Record, RecordState,
 };
 use crate::observe::events;
-use crate::observe::metrics::{Count, Stage};
+use crate::observe::metrics::Count;
 use crate::pipeline::{Fate, Staged};
 use crate::settings::OnDuplicate;
 use crate::trial::{mutants, points};
 
-use super::{BatchDirs, Item, Recorder, Root, between, layout, manifest};
+use super::report::{Finished, policy_of};
+use super::{BatchDirs, Item, Recorder, Root, layout, manifest};
 
 /// Time between two tries to write a promised manifest line to a full disk.
 const FULL_DISK_REST: Duration = Duration::from_secs(1);
@@ -191,7 +194,6 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
             points::reached(step.point());
         }
         self.report(batch);
-        points::reached("reported");
         Ok(())
     }
 
@@ -449,77 +451,25 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
         }
     }
 
-    /// Tells everyone who waits.
+    /// Has everyone told who waits.
     fn report(&mut self, batch: Batch<D>) {
-        let done = Instant::now();
-        let Batch {
-            items,
-            began,
-            placed,
-            ..
-        } = batch;
-        let recorded = || items.iter().filter(|item| item.dropped.is_none());
-        self.metrics
-            .record_many(Stage::Place, recorded().map(|_| between(began, placed)));
-        self.metrics
-            .record_many(Stage::Commit, recorded().map(|_| between(placed, done)));
-        let settled = recorded()
-            .filter_map(|item| item.staged.as_ref())
-            .map(|staged| between(staged.candidate.settled_at, done));
-        self.metrics.record_many(Stage::Total, settled);
-        for item in items {
-            let fate = match item.dropped {
-                Some(fate) => fate,
-                None => {
-                    self.announce(&item);
-                    Fate::Done
-                }
-            };
-            if let Some(staged) = item.staged {
-                staged.candidate.ticket.close(fate);
+        let mut firsts = HashMap::new();
+        for item in &batch.items {
+            if let (Outcome::Duplicate { of }, None) = (&item.arrival.outcome, &item.dropped) {
+                firsts.entry(*of).or_insert_with(|| self.first_path(*of));
             }
         }
-    }
-
-    fn announce(&self, item: &Item<D::File>) {
-        let arrival = &item.arrival;
-        let count = Count::file(arrival.identity.size);
-        let path = self.source_path(arrival);
-        match &arrival.outcome {
-            Outcome::Ingest => {
-                self.metrics.ingested.add(count);
-                let source = self.sources.get(&arrival.source);
-                events::file_ingested(
-                    &path,
-                    &self.placed_path(arrival),
-                    &arrival.digest,
-                    count.bytes,
-                    arrival.seq,
-                    source.map_or("", |entry| entry.name.as_str()),
-                );
-            }
-            Outcome::Duplicate { of } => {
-                self.metrics.duplicate.add(count);
-                let action = match arrival.placement {
-                    Placement::None => policy_of(item).done(),
-                    _ => OnDuplicate::Move.done(),
-                };
-                let first = self.first_path(*of);
-                events::file_duplicate(&path, *of, &first, &arrival.digest, count.bytes, action);
-            }
-            Outcome::Quarantine { rule, message } => {
-                self.metrics.quarantined.add(count);
-                let placed = self.placed_path(arrival);
-                events::file_quarantined(&path, &placed, rule, message, count.bytes);
-            }
+        let finished = Finished {
+            reporter: Arc::clone(&self.reporter),
+            items: batch.items,
+            firsts,
+            began: batch.began,
+            placed: batch.placed,
+            done: Instant::now(),
+        };
+        match &mut self.report_by {
+            Some(report) => report(finished),
+            None => finished.report(),
         }
     }
-}
-
-/// What becomes of it if it is a duplicate. What recovery finds is placed, or was to be deleted.
-fn policy_of<File>(item: &Item<File>) -> OnDuplicate {
-    let staged = item.staged.as_ref();
-    staged.map_or(OnDuplicate::Delete, |staged| {
-        staged.candidate.input.settings.on_duplicate
-    })
 }

@@ -32,7 +32,7 @@ pub fn ensure_dir<D: Disk>(disk: &D, root: &D::Dir, path: &Path) -> io::Result<D
 
 /// Directories in use, by root and path.
 pub struct Dirs<K: Ord, D: Disk> {
-    open: BTreeMap<(K, PathBuf), D::Dir>,
+    open: BTreeMap<K, BTreeMap<PathBuf, D::Dir>>,
 }
 
 impl<K: Ord + Copy, D: Disk> Default for Dirs<K, D> {
@@ -53,16 +53,15 @@ impl<K: Ord + Copy, D: Disk> Dirs<K, D> {
         path: &Path,
         make: bool,
     ) -> io::Result<D::Dir> {
-        let at = (key, path.to_path_buf());
-        if let Some(dir) = self.open.get(&at) {
+        let open = self.open.entry(key).or_default();
+        if let Some(dir) = open.get(path) {
             return Ok(dir.clone());
         }
-        let dir = if make {
-            ensure_dir(disk, root, path)?
-        } else {
-            disk.open_dir(root, path)?
+        let dir = match make {
+            true => ensure_dir(disk, root, path)?,
+            false => disk.open_dir(root, path)?,
         };
-        self.open.insert(at, dir.clone());
+        open.insert(path.to_path_buf(), dir.clone());
         Ok(dir)
     }
 }

@@ -11,6 +11,7 @@ pub mod manifest;
 pub mod owed;
 mod place;
 mod recover;
+mod report;
 #[cfg(test)]
 mod tests;
 
@@ -36,6 +37,8 @@ use manifest::ManifestWriter;
 pub use classify::content_key;
 pub use place::CHANGED_RULE;
 pub use recover::Recovery;
+pub use report::Finished;
+use report::Reporter;
 
 /// Files that stay in staging and are not read again, by fingerprint. Shared with the discoverer.
 #[derive(Debug, Default)]
@@ -108,7 +111,9 @@ pub struct Recorder<D: Disk, L: Ledger> {
     clock: Arc<dyn Clock>,
     warehouse: Place<D>,
     inputs: HashMap<SourceId, D::Dir>,
-    sources: HashMap<SourceId, SourceEntry>,
+    reporter: Arc<Reporter>,
+    /// Who reports a batch; `None`: the recorder itself.
+    report_by: Option<ReportBy<D::File>>,
     manifest: ManifestWriter<D>,
     kept: Arc<KeptSet>,
     metrics: Arc<Metrics>,
@@ -133,6 +138,9 @@ pub struct Recorder<D: Disk, L: Ledger> {
     wanted: Needs,
 }
 
+/// Takes a batch that is to be reported.
+pub type ReportBy<File> = Box<dyn FnMut(Finished<File>) + Send>;
+
 /// One arrival of a batch.
 struct Item<File> {
     arrival: Arrival,
@@ -155,17 +163,20 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
     /// A recorder that goes on where the ledger stands.
     pub fn new(parts: RecorderParts<D, L>, opening: &Opening) -> Recorder<D, L> {
         let manifest = ManifestWriter::new(parts.manifests, opening.manifest);
+        let sources = parts.sources.into_iter();
+        let reporter = Reporter {
+            metrics: Arc::clone(&parts.metrics),
+            sources: sources.map(|entry| (entry.id, entry)).collect(),
+            warehouse: parts.warehouse.path.clone(),
+        };
         Recorder {
             disk: parts.disk,
             ledger: parts.ledger,
             clock: parts.clock,
             warehouse: parts.warehouse,
             inputs: parts.inputs,
-            sources: parts
-                .sources
-                .into_iter()
-                .map(|entry| (entry.id, entry))
-                .collect(),
+            reporter: Arc::new(reporter),
+            report_by: None,
             manifest,
             kept: parts.kept,
             metrics: parts.metrics,
@@ -213,6 +224,11 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
             }
             self.process(batch)?;
         }
+    }
+
+    /// Leaves it to somebody else to report what is durable, or takes that back.
+    pub fn report_by(&mut self, report: Option<ReportBy<D::File>>) {
+        self.report_by = report;
     }
 
     /// Ends the session: what rode along is committed, with the numbers for `status`.
@@ -300,23 +316,21 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
     }
 
     fn input_path(&self, source: SourceId) -> PathBuf {
-        self.sources
-            .get(&source)
-            .map(|entry| entry.input.clone())
-            .unwrap_or_default()
+        let entry = self.reporter.sources.get(&source);
+        entry.map(|entry| entry.input.clone()).unwrap_or_default()
     }
 
     fn source_path(&self, arrival: &Arrival) -> PathBuf {
-        self.input_path(arrival.source).join(&arrival.path)
+        self.reporter.source_path(arrival)
     }
 
     fn placed_path(&self, arrival: &Arrival) -> PathBuf {
-        self.warehouse.path.join(&arrival.placed)
+        self.reporter.placed_path(arrival)
     }
 
     /// The manifest line of an arrival.
     fn line_of(&self, arrival: &Arrival) -> Vec<u8> {
-        let (name, input) = match self.sources.get(&arrival.source) {
+        let (name, input) = match self.reporter.sources.get(&arrival.source) {
             Some(entry) => (entry.name.as_str(), entry.input.as_path()),
             None => ("", Path::new("")),
         };
