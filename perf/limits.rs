@@ -1,37 +1,81 @@
-//! What the machine itself allows: loops that do one part of the work of an ingest and nothing else.
+//! What the machine itself allows: loops that do one part of the work of an ingest and nothing else, and the data sets for
+//! them.
 //!
-//! `limits rename FROM TO` renames every file of one directory into another. `limits read FILE…` reads files through the
-//! page cache and hashes them, two streams in lockstep in each of two threads. Both print the seconds it took.
+//! - `limits rename FROM TO` renames every file of one directory into another.
+//! - `limits read FILE…` reads files through the page cache and hashes them, two streams in lockstep in each of two threads.
+//! - `limits hash SECONDS HASHER…` hashes on one core, in turn with each hasher: `ring`, or a number of lanes.
+//! - `limits make DIR COUNT BYTES` makes files of random content, as a writer leaves them that does not sync.
+//!
+//! `hash` prints bytes a second of processor time, a line for each hasher, all others the seconds it took.
 
 use std::fs::{self, File};
+use std::hint::black_box;
+use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::str::FromStr;
 use std::sync::Mutex;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use ring::rand::{SecureRandom, SystemRandom};
 use ringest::pipeline::read::digest::{self, Stream};
+use rustix::thread::{CpuSet, sched_getcpu, sched_setaffinity};
+use rustix::time::{ClockId, clock_gettime};
 
 /// As much as ringest reads at once.
 const READ_BYTES: usize = 256 << 10;
 const THREADS: usize = 2;
 const LANES: usize = 2;
+/// Streams that are hashed beside each other: divisible by every number of lanes.
+const STREAMS: usize = 12;
+/// How long one hasher has its turn: other guests of the machine come and go more slowly.
+const TURN: Duration = Duration::from_millis(20);
+/// Bytes that are written at once.
+const BLOCK_BYTES: usize = 1 << 20;
+/// A file begins with its number, followed by something random.
+const FILE_BYTES_MIN: usize = 16;
 
-fn main() -> std::io::Result<()> {
-    let arguments: Vec<PathBuf> = std::env::args_os().skip(1).map(PathBuf::from).collect();
-    let words: Vec<&Path> = arguments.iter().map(PathBuf::as_path).collect();
-    let seconds = match words[..] {
-        [what, from, to] if what == Path::new("rename") => rename(from, to)?,
-        [what, ref files @ ..] if what == Path::new("read") => read(files)?,
+fn main() -> io::Result<()> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let figures = match words[..] {
+        ["rename", from, to] => vec![rename(Path::new(from), Path::new(to))?],
+        ["read", ref files @ ..] => vec![read(files)?],
+        ["hash", seconds, ref hashers @ ..] => hash(number(seconds)?, hashers)?,
+        ["make", to, count, bytes] => vec![make(Path::new(to), number(count)?, number(bytes)?)?],
         _ => {
-            eprintln!("usage: limits rename FROM TO | limits read FILE…");
+            eprintln!(
+                "usage: limits rename FROM TO | read FILE… | hash SECONDS HASHER… | make DIR COUNT BYTES"
+            );
             std::process::exit(2);
         }
     };
-    println!("{seconds}");
+    for figure in figures {
+        println!("{figure}");
+    }
     Ok(())
 }
 
-fn rename(from: &Path, to: &Path) -> std::io::Result<f64> {
+fn number<N: FromStr>(word: &str) -> io::Result<N> {
+    let wrong = || {
+        io::Error::new(
+            io::ErrorKind::InvalidInput,
+            format!("{word:?} is no number"),
+        )
+    };
+    word.parse().map_err(|_| wrong())
+}
+
+fn noise(bytes: usize) -> Vec<u8> {
+    let mut noise = vec![0; bytes];
+    let filled = SystemRandom::new().fill(&mut noise);
+    filled.expect("the kernel has random bytes");
+    noise
+}
+
+// ---- rename ----
+
+fn rename(from: &Path, to: &Path) -> io::Result<f64> {
     let began = Instant::now();
     let names: Result<Vec<_>, _> = fs::read_dir(from)?
         .map(|entry| entry.map(|entry| entry.file_name()))
@@ -42,17 +86,19 @@ fn rename(from: &Path, to: &Path) -> std::io::Result<f64> {
     Ok(began.elapsed().as_secs_f64())
 }
 
-fn read(files: &[&Path]) -> std::io::Result<f64> {
+// ---- read ----
+
+fn read(files: &[&str]) -> io::Result<f64> {
     let began = Instant::now();
     let waiting = Mutex::new(files.chunks(LANES));
     std::thread::scope(|scope| {
         let threads: Vec<_> = (0..THREADS)
             .map(|_| {
-                scope.spawn(|| -> std::io::Result<()> {
+                scope.spawn(|| -> io::Result<()> {
                     loop {
                         let next = waiting.lock().expect("no panic").next();
                         let Some(files) = next else { return Ok(()) };
-                        hash(files)?;
+                        read_together(files)?;
                     }
                 })
             })
@@ -64,7 +110,7 @@ fn read(files: &[&Path]) -> std::io::Result<f64> {
 }
 
 /// Some files side by side.
-fn hash(paths: &[&Path]) -> std::io::Result<()> {
+fn read_together(paths: &[&str]) -> io::Result<()> {
     let files: Result<Vec<File>, _> = paths.iter().map(File::open).collect();
     let files = files?;
     let mut streams = vec![Stream::default(); files.len()];
@@ -83,7 +129,106 @@ fn hash(paths: &[&Path]) -> std::io::Result<()> {
         digest::update_in(LANES, &mut pieces);
     }
     for stream in streams {
-        std::hint::black_box(stream.finish());
+        black_box(stream.finish());
     }
     Ok(())
+}
+
+// ---- hash ----
+
+/// Something that hashes on one core.
+#[derive(Clone, Copy)]
+enum Hasher {
+    /// One stream after the other.
+    Ring,
+    /// So many in lockstep.
+    Lanes(usize),
+}
+
+impl Hasher {
+    fn of(word: &str) -> io::Result<Hasher> {
+        match word {
+            "ring" => Ok(Hasher::Ring),
+            lanes => Ok(Hasher::Lanes(number(lanes)?)),
+        }
+    }
+
+    fn hash(self, messages: &[Vec<u8>]) {
+        match self {
+            Hasher::Ring => {
+                for message in messages {
+                    black_box(ring::digest::digest(&ring::digest::SHA256, message));
+                }
+            }
+            Hasher::Lanes(lanes) => {
+                let mut streams = vec![Stream::default(); messages.len()];
+                let mut pieces: Vec<(&mut Stream, &[u8])> = streams
+                    .iter_mut()
+                    .zip(messages.iter().map(Vec::as_slice))
+                    .collect();
+                digest::update_in(lanes, &mut pieces);
+                for stream in streams {
+                    black_box(stream.finish());
+                }
+            }
+        }
+    }
+}
+
+fn hash(seconds: f64, words: &[&str]) -> io::Result<Vec<f64>> {
+    let hashers: Result<Vec<Hasher>, _> = words.iter().map(|word| Hasher::of(word)).collect();
+    let hashers = hashers?;
+    stay_on_this_core()?;
+    let messages: Vec<Vec<u8>> = (0..STREAMS).map(|_| noise(READ_BYTES)).collect();
+    let mut hashed = vec![(0, Duration::ZERO); hashers.len()];
+    let began = Instant::now();
+    while began.elapsed().as_secs_f64() < seconds {
+        for (hasher, (bytes, spent)) in hashers.iter().zip(&mut hashed) {
+            let turn = processor_time();
+            while processor_time() < turn + TURN {
+                hasher.hash(black_box(&messages));
+                *bytes += STREAMS * READ_BYTES;
+            }
+            *spent += processor_time() - turn;
+        }
+    }
+    Ok(hashed
+        .into_iter()
+        .map(|(bytes, spent)| bytes as f64 / spent.as_secs_f64())
+        .collect())
+}
+
+fn stay_on_this_core() -> io::Result<()> {
+    let mut core = CpuSet::new();
+    core.set(sched_getcpu());
+    Ok(sched_setaffinity(None, &core)?)
+}
+
+/// Of this thread: what else runs on this core does not count.
+fn processor_time() -> Duration {
+    let spent = clock_gettime(ClockId::ThreadCPUTime);
+    Duration::new(spent.tv_sec as u64, spent.tv_nsec as u32)
+}
+
+// ---- make ----
+
+fn make(to: &Path, count: u64, bytes: usize) -> io::Result<f64> {
+    if bytes < FILE_BYTES_MIN {
+        let why = format!("a file has {FILE_BYTES_MIN} bytes at least");
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
+    }
+    let began = Instant::now();
+    // Other noise each time: a ledger knows what was made before.
+    let mut block = noise(BLOCK_BYTES);
+    for number in 0..count {
+        let mut file = File::create_new(to.join(format!("{number:07}.csv")))?;
+        block[..8].copy_from_slice(&number.to_le_bytes());
+        let mut left = bytes;
+        while left > 0 {
+            let part = left.min(BLOCK_BYTES);
+            file.write_all(&block[..part])?;
+            left -= part;
+        }
+    }
+    Ok(began.elapsed().as_secs_f64())
 }
