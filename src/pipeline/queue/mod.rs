@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
 use std::sync::{Condvar, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_queue::ArrayQueue;
 
@@ -16,8 +16,10 @@ pub struct Queue<T> {
     changed: Condvar,
 }
 
-/// A producer that found no room asks again this often; so a consumer never has to wake one.
-const FULL_POLL: Duration = Duration::from_micros(200);
+/// A producer that found no room asks again after this time; so a consumer never has to wake one.
+const FULL_REST_MIN: Duration = Duration::from_micros(200);
+/// Each time it finds none again it rests twice as long, up to this: much less than it takes to use up a queue.
+const FULL_REST_MAX: Duration = Duration::from_millis(2);
 
 impl<T> Queue<T> {
     /// A queue for `capacity` items, at least one.
@@ -42,14 +44,23 @@ impl<T> Queue<T> {
     }
 
     /// Adds an item, waiting for room. Gives it back when the queue is closed.
-    pub fn push(&self, mut item: T) -> Result<(), T> {
+    pub fn push(&self, item: T) -> Result<(), T> {
+        self.push_telling(item, |_| {})
+    }
+
+    /// The same; `rested` hears of each rest, as it ends.
+    pub fn push_telling(&self, mut item: T, rested: impl Fn(Duration)) -> Result<(), T> {
+        let mut rest = FULL_REST_MIN;
         loop {
             match self.try_push(item) {
                 Ok(()) => return Ok(()),
                 Err(back) if self.is_closed() => return Err(back),
                 Err(back) => item = back,
             }
-            std::thread::sleep(FULL_POLL);
+            let began = Instant::now();
+            std::thread::sleep(rest);
+            rested(began.elapsed());
+            rest = (rest * 2).min(FULL_REST_MAX);
         }
     }
 
@@ -164,6 +175,22 @@ mod tests {
         assert!(queue.is_full());
         assert_eq!(queue.try_push(2), Err(2));
         assert_eq!(queue.depth(), 1);
+    }
+
+    #[test]
+    fn a_producer_without_room_rests_longer_each_time_and_hears_of_it() {
+        let queue = Arc::new(Queue::new(1));
+        queue.try_push(1).unwrap();
+        let (sender, rests) = std::sync::mpsc::channel();
+        let producer = Arc::clone(&queue);
+        let producer =
+            std::thread::spawn(move || producer.push_telling(2, |rest| sender.send(rest).unwrap()));
+        for least in [1, 2, 4, 8, 10, 10].map(|times| FULL_REST_MIN * times) {
+            assert!(rests.recv().unwrap() >= least);
+        }
+        assert_eq!(queue.try_pop(), Some(1));
+        assert_eq!(producer.join().unwrap(), Ok(()));
+        assert_eq!(queue.pop(), Some(2));
     }
 
     #[test]
