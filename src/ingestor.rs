@@ -21,7 +21,7 @@ use rustix::process::{Resource, Rlimit};
 use crate::failure::{Exit, Failure};
 use crate::io::clock::WallClock;
 use crate::io::disk::Handle;
-use crate::io::{RealDisk, Reserve, lease_keeper};
+use crate::io::{RealDisk, Reserve, lease_keeper, priority};
 use crate::ledger::SourceId;
 use crate::ledger::lmdb::Lmdb;
 use crate::observe::control::ControlSocket;
@@ -31,18 +31,16 @@ use crate::observe::{events, systemd};
 use crate::pipeline::discover::{Discoverer, DiscovererParts, ONCE_PAUSE_MAX};
 use crate::pipeline::queue::Queue;
 use crate::pipeline::read::method::Methods;
-use crate::pipeline::read::{Reader, ReaderShared};
+use crate::pipeline::read::{Governor, Pace, Reader, ReaderShared};
 use crate::pipeline::record::{Finished, KeptSet, Place, Recorder, RecorderParts};
 use crate::pipeline::{Candidate, Staged, Verdicts};
 use crate::session::{self, Session, Suspicion};
-use crate::settings::{Concurrency, Durability, IoChoice, Settings};
+use crate::settings::{Durability, IoChoice, IoPriority, Settings};
 
 /// Settled files that wait for a reader at most.
 const QUEUE_FILES: usize = 4096;
 /// How long files in flight may take once ringest is asked to stop.
 const STOP_PATIENCE: Duration = Duration::from_secs(30);
-/// Readers with `--concurrency auto`: more only help once disks are faster than this many cores.
-const AUTO_READERS_MAX: usize = 16;
 /// Rest of a reader that panicked for the first time; it doubles with each time.
 const PANIC_REST: Duration = Duration::from_secs(1);
 /// Longest rest of a reader: the file that makes it panic is met again and again.
@@ -109,6 +107,7 @@ fn run_session(settings: &Settings, doubts: &[String], version: &str) -> Result<
 /// The running threads and what they share.
 struct Flow {
     candidates: Arc<Queue<Candidate>>,
+    governor: Arc<Governor>,
     staged: Arc<Queue<Staged<Handle>>>,
     verdicts: Arc<Verdicts>,
     metrics: Arc<Metrics>,
@@ -180,12 +179,8 @@ impl Flow {
         let suspicion = session.suspicion.map(Suspicion::until_now);
         recorder.begin_session()?;
 
-        let readers = match settings.concurrency {
-            Concurrency::Fixed(readers) => readers.get(),
-            Concurrency::Auto => thread::available_parallelism()
-                .map_or(1, |cores| cores.get())
-                .min(AUTO_READERS_MAX),
-        };
+        let governor = Governor::new(settings.concurrency, Arc::clone(&metrics));
+        let readers = governor.threads();
         let reserve = Arc::new(Reserve::new(
             settings.min_free_bytes,
             (
@@ -201,7 +196,8 @@ impl Flow {
             candidates: Arc::clone(&candidates),
             large: Queue::new(QUEUE_FILES),
             large_open: AtomicUsize::new(0),
-            readers,
+            governor: Arc::clone(&governor),
+            pace: Pace::new(settings.max_bytes_per_second),
             idle: AtomicUsize::new(0),
             staged: Arc::clone(&staged),
             warehouse: Arc::clone(&session.warehouse.dir),
@@ -223,7 +219,7 @@ impl Flow {
             }),
         });
         let living = Arc::new(AtomicUsize::new(readers));
-        let io = start_readers(readers, &shared, &living, &sender)
+        let io = start_readers(readers, settings.io_priority, &shared, &living, &sender)
             .map_err(|error| failed("start a reader for", error))?;
         start_recorder(recorder, Arc::clone(&staged), sender.clone())
             .map_err(|error| failed("start the recorder for", error))?;
@@ -262,9 +258,10 @@ impl Flow {
             warehouse: &settings.warehouse,
             manifests: &settings.manifests,
             state_path,
-            readers,
+            readers: governor.readers(),
             io,
         });
+        governor.announce();
         spawn("discover", move || {
             let ended = or_abort(|| discoverer.run());
             let _ = sender.send(Message::Discovered(ended));
@@ -273,6 +270,7 @@ impl Flow {
         systemd::ready();
         Ok(Flow {
             candidates,
+            governor,
             staged,
             verdicts,
             metrics,
@@ -309,6 +307,7 @@ impl Flow {
                         deadline.get_or_insert(Instant::now() + STOP_PATIENCE);
                     }
                     self.candidates.close();
+                    self.governor.close();
                 }
                 Ok(Message::ReaderEnded) => {
                     if self.readers.load(Ordering::Acquire) == 0 {
@@ -375,6 +374,7 @@ fn start_control(
 
 fn start_readers(
     readers: usize,
+    priority: IoPriority,
     shared: &Arc<ReaderShared>,
     living: &Arc<AtomicUsize>,
     sender: &Sender<Message>,
@@ -384,6 +384,13 @@ fn start_readers(
         let (shared, living) = (Arc::clone(shared), Arc::clone(living));
         let (sender, opened) = (sender.clone(), opened.clone());
         spawn(&format!("reader {number}"), move || {
+            // What one may not, none may.
+            if let Err(error) = priority::set_own(priority)
+                && number == 0
+            {
+                let cause = error.to_string();
+                events::fallback("I/O priority", &cause, "readers have that of the process");
+            }
             // A ring belongs to the thread that made it.
             let mut opened = Some(opened);
             read_until_closed(&shared, &mut opened, &sender);

@@ -30,6 +30,7 @@ fn a_number_below_zero_is_2_and_names_the_flag() {
         "--concurrency",
         "--rescan-seconds",
         "--metrics-interval",
+        "--max-bytes-per-second",
     ] {
         site.try_once(&[&format!("{flag}=-1")])
             .with_code(2)
@@ -51,6 +52,7 @@ fn a_word_that_is_no_choice_is_2_and_names_the_flag() {
         "--empty",
         "--lease",
         "--durability",
+        "--io-priority",
         "--log-level",
     ] {
         site.try_once(&[&format!("{flag}=sideways")])

@@ -12,6 +12,7 @@ pub mod lease;
 pub mod lease_keeper;
 pub mod lock;
 pub mod open;
+pub mod priority;
 pub mod probe;
 pub mod read_engine;
 pub mod reserve;

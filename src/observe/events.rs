@@ -171,6 +171,23 @@ pub fn intake_resumed() {
     info!(event = "intake_resumed");
 }
 
+/// So many readers work from now on, and each has at most so many files open.
+pub fn concurrency(readers: usize, files_in_flight: usize, reason: &str) {
+    info!(event = "concurrency", readers, files_in_flight, reason);
+}
+
+/// The same for a while, or again as before. What led to it: bytes a second, with an allowance for each file, and the
+/// share of their time that readers waited for the recorder.
+pub fn concurrency_trial(readers: usize, files_in_flight: usize, rate: f64, held_back: f64) {
+    debug!(
+        event = "concurrency_trial",
+        readers,
+        files_in_flight,
+        rate = rate.round(),
+        held_back = (held_back * 100.0).round() / 100.0,
+    );
+}
+
 /// Recovery settled one thing that an earlier run left open.
 pub fn recovery(action: &str, path: &Path, seq: u64) {
     info!(
@@ -252,7 +269,7 @@ pub struct Started<'a> {
     pub manifests: &'a Path,
     /// Directory of the ledger.
     pub state_path: &'a Path,
-    /// Number of reader threads.
+    /// Number of readers that work.
     pub readers: usize,
     /// How they read: `uring` or `sync`.
     pub io: &'a str,

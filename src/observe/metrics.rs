@@ -129,6 +129,9 @@ pub struct Metrics {
     pub queue_depth: AtomicU64,
     /// Operations that failed.
     pub errors: AtomicU64,
+    /// Readers that work, and files that each may have open.
+    readers: AtomicU64,
+    files_in_flight: AtomicU64,
     started: Instant,
     /// What earlier runs had processed.
     processed_before: Tally,
@@ -203,6 +206,12 @@ pub struct Status {
     pub queue_depth: u64,
     /// Age of the oldest file that is not recorded yet; 0 if there is none.
     pub oldest_pending_seconds: u64,
+    /// Readers that work now; 0 without an instance.
+    #[serde(default)]
+    pub readers: u64,
+    /// Files that each of them may have open at once.
+    #[serde(default)]
+    pub files_in_flight: u64,
     /// Latencies of this run.
     pub latency_ms: BTreeMap<Stage, Latency>,
     /// Failed operations in this run.
@@ -295,6 +304,8 @@ impl Metrics {
             pending: Tally::default(),
             queue_depth: AtomicU64::new(0),
             errors: AtomicU64::new(0),
+            readers: AtomicU64::new(0),
+            files_in_flight: AtomicU64::new(0),
             started: Instant::now(),
             processed_before: Tally::default(),
             oldest_pending: Mutex::new(None),
@@ -367,6 +378,12 @@ impl Metrics {
         lock(&self.pause_reason).take().is_some()
     }
 
+    /// So many readers work now, and each may have so many files open.
+    pub fn set_readers(&self, readers: usize, files_in_flight: usize) {
+        self.readers.store(readers as u64, Ordering::Relaxed);
+        (self.files_in_flight).store(files_in_flight as u64, Ordering::Relaxed);
+    }
+
     /// Why intake is paused, if it is.
     pub fn pause_reason(&self) -> Option<String> {
         lock(&self.pause_reason).clone()
@@ -383,6 +400,10 @@ impl Metrics {
         let totals = self.totals();
         let pending = self.pending.get();
         let oldest_pending = lock(&self.oldest_pending).map_or(0, |at| at.elapsed().as_secs());
+        let while_alive = |gauge: &AtomicU64| match alive {
+            true => gauge.load(Ordering::Relaxed),
+            false => 0,
+        };
         Status {
             state,
             pause_reason,
@@ -390,6 +411,8 @@ impl Metrics {
             bytes: Standing::of(&totals, pending, |count| count.bytes),
             queue_depth: self.queue_depth.load(Ordering::Relaxed),
             oldest_pending_seconds: oldest_pending,
+            readers: while_alive(&self.readers),
+            files_in_flight: while_alive(&self.files_in_flight),
             latency_ms: self.latencies(),
             errors: self.errors.load(Ordering::Relaxed),
             log_dropped: log::dropped(),
@@ -550,6 +573,13 @@ impl Status {
         writeln!(out, "\nqueue depth     {}", grouped(self.queue_depth))?;
         let oldest = grouped(self.oldest_pending_seconds);
         writeln!(out, "oldest pending  {oldest} s")?;
+        if self.readers > 0 {
+            let (readers, files) = (self.readers, self.files_in_flight);
+            writeln!(
+                out,
+                "readers         {readers}, each with up to {files} files in flight"
+            )?;
+        }
         writeln!(out, "errors          {}", grouped(self.errors))?;
         writeln!(out, "log dropped     {}", grouped(self.log_dropped))?;
 
@@ -702,6 +732,25 @@ mod tests {
     fn the_status_of_no_instance_has_no_pid() {
         let status = Metrics::new().status(State::Stopped);
         assert_eq!((status.pid, status.uptime_seconds), (None, 0));
+    }
+
+    #[test]
+    fn readers_are_shown_while_there_are_any() {
+        let metrics = Metrics::new();
+        metrics.set_readers(3, 16);
+        let status = metrics.status(State::Running);
+        assert_eq!((status.readers, status.files_in_flight), (3, 16));
+        let line = "\nreaders         3, each with up to 16 files in flight\n";
+        assert!(status.to_text().contains(line), "{}", status.to_text());
+        let status = metrics.status(State::Stopped);
+        assert_eq!((status.readers, status.files_in_flight), (0, 0));
+        assert!(!status.to_text().contains("readers"));
+        // What an older version left in the ledger is still understood.
+        let mut older = serde_json::to_value(&status).expect("JSON");
+        let fields = older.as_object_mut().expect("an object");
+        fields.retain(|name, _| name != "readers" && name != "files_in_flight");
+        let back: Status = serde_json::from_value(older).expect("a status");
+        assert_eq!(back, status);
     }
 
     #[test]

@@ -152,6 +152,19 @@ choice! {
 }
 
 choice! {
+    /// How readers compete with others for the disk.
+    IoPriority {
+        /// As the process was started.
+        #[default]
+        Normal = "normal",
+        /// Behind other best-effort work.
+        Low = "low",
+        /// Only when nobody else wants the disk.
+        Idle = "idle",
+    }
+}
+
+choice! {
     /// How bytes reach a warehouse on another filesystem.
     CopyMethod {
         /// A clone where the filesystem makes one, else `write`.
@@ -209,7 +222,7 @@ choice! {
     }
 }
 
-/// How many reader threads.
+/// How many readers.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub enum Concurrency {
     /// As many as the machine has use for.

@@ -10,8 +10,8 @@ use clap::builder::PossibleValue;
 use serde_json::Value;
 
 use super::choices::{
-    CopyMethod, Dedupe, Durability, EmptyPolicy, IoChoice, LeasePolicy, LogFormat, LogLevel, Mode,
-    OnDuplicate, ReadMethod,
+    CopyMethod, Dedupe, Durability, EmptyPolicy, IoChoice, IoPriority, LeasePolicy, LogFormat,
+    LogLevel, Mode, OnDuplicate, ReadMethod,
 };
 use super::rules;
 
@@ -246,7 +246,21 @@ pub static KEYS: &[Key] = &[
         Kind::Readers,
         &["auto"],
         "N|auto",
-        "How many reader threads",
+        "How many readers; auto finds out from what gets done",
+    ),
+    of_flow(
+        "max_bytes_per_second",
+        Kind::Bytes,
+        &["0"],
+        "SIZE",
+        "Most that all readers together read in a second: 500000, 20MB, 1GiB; 0 is no limit",
+    ),
+    of_flow(
+        "io_priority",
+        Kind::Choice(words::<IoPriority>),
+        &["normal"],
+        "PRIORITY",
+        "How readers compete with others for the disk, under I/O schedulers that care",
     ),
     of_flow(
         "durability",

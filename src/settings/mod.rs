@@ -25,8 +25,8 @@ use std::time::Duration;
 use globset::GlobSet;
 
 pub use choices::{
-    Concurrency, CopyMethod, Dedupe, Disable, Durability, EmptyPolicy, IoChoice, LeasePolicy,
-    LogFormat, LogLevel, Mode, NotAChoice, OnDuplicate, ReadMethod,
+    Concurrency, CopyMethod, Dedupe, Disable, Durability, EmptyPolicy, IoChoice, IoPriority,
+    LeasePolicy, LogFormat, LogLevel, Mode, NotAChoice, OnDuplicate, ReadMethod,
 };
 pub use error::SettingsError;
 pub use keys::{
@@ -49,8 +49,12 @@ pub struct Settings {
     pub manifests: PathBuf,
     /// Directory of the ledger, the instance lock and the control socket.
     pub state_path: PathBuf,
-    /// How many reader threads.
+    /// How many readers.
     pub concurrency: Concurrency,
+    /// Bytes that all readers together read in a second at most; 0: no limit.
+    pub max_bytes_per_second: u64,
+    /// How readers compete with others for the disk.
+    pub io_priority: IoPriority,
     /// End when everything present is ingested, set aside or unable to settle.
     pub once: bool,
     /// Print what would be done, touch nothing.

@@ -106,6 +106,8 @@ impl RawSettings {
             manifests: merged.directory("manifests")?,
             state_path: merged.directory("state_path")?,
             concurrency: merged.of_flow("concurrency")?.parse()?,
+            max_bytes_per_second: merged.of_flow("max_bytes_per_second")?.bytes()?,
+            io_priority: merged.of_flow("io_priority")?.parse()?,
             once: self.once,
             dry_run: self.dry_run,
             durability: merged.of_flow("durability")?.parse()?,
@@ -116,10 +118,7 @@ impl RawSettings {
             metrics_interval: merged.of_flow("metrics_interval")?.seconds()?,
             log_level: merged.of_flow("log_level")?.parse()?,
             log_format: merged.of_flow("log_format")?.parse()?,
-            min_free_bytes: merged
-                .of_flow("min_free_bytes")?
-                .parse::<super::size::ByteSize>()?
-                .0,
+            min_free_bytes: merged.of_flow("min_free_bytes")?.bytes()?,
             batch_files: merged.of_flow("batch_files")?.parse()?,
             hash_lanes: merged.of_flow("hash_lanes")?.parse()?,
             hlog: merged
@@ -381,6 +380,10 @@ impl Found {
         let text = self.texts().next().unwrap_or_default();
         text.parse()
             .map_err(|cause: T::Err| self.wrong(text.into(), cause.to_string()))
+    }
+
+    fn bytes(&self) -> Result<u64, SettingsError> {
+        Ok(self.parse::<super::size::ByteSize>()?.0)
     }
 
     fn seconds(&self) -> Result<Duration, SettingsError> {

@@ -112,6 +112,8 @@ fn nothing_said_gives_the_defaults_of_the_design() {
     assert_eq!(source.ignore_suffixes, DEFAULT_IGNORE_SUFFIXES);
     assert!(!source.recursive && source.include.is_none() && source.exclude.is_none());
     assert_eq!(settings.concurrency, Concurrency::Auto);
+    assert_eq!(settings.max_bytes_per_second, 0);
+    assert_eq!(settings.io_priority, IoPriority::Normal);
     assert_eq!(settings.rescan, Duration::from_secs(60));
     assert_eq!(settings.metrics_interval, Duration::from_secs(10));
     assert_eq!(settings.min_free_bytes, 0);
@@ -167,6 +169,7 @@ fn a_flag_wins_over_the_environment_that_over_a_block_that_over_the_file_that_ov
 #[test]
 fn each_block_has_its_own_values_and_flags_apply_to_all() {
     let text = "stability_seconds = 0.5\nbatch_files = 7\nconcurrency = 3\nmin_free_bytes = '1GiB'\n\
+        max_bytes_per_second = '20MB'\nio_priority = 'low'\n\
         [[source]]\nname = 'a'\ninput = '$ROOT/a'\nmode = 'closed'\nrecursive = true\n\
         [[source]]\ninput = '$ROOT/b'\nstability_seconds = 2\ninclude = ['*.csv', 'x/*']\n";
     let place = Place::new().without("RINGEST_INPUT").file("r.toml", text);
@@ -187,6 +190,8 @@ fn each_block_has_its_own_values_and_flags_apply_to_all() {
     assert_eq!([a.empty, b.empty], [EmptyPolicy::Hold; 2]);
     assert!(a.include.is_none() && b.include.is_some());
     assert_eq!(settings.min_free_bytes, 1 << 30);
+    assert_eq!(settings.max_bytes_per_second, 20_000_000);
+    assert_eq!(settings.io_priority, IoPriority::Low);
     assert_eq!(settings.batch_files, 7);
     assert_eq!(settings.concurrency.to_string(), "3");
 }
@@ -305,6 +310,10 @@ fn values_outside_their_limits_are_refused_with_the_limits() {
         ("stability_seconds", "NaN", "from 0 to 86400"),
         ("stability_seconds", "inf", "from 0 to 86400"),
         ("stability_seconds", "86401", "from 0 to 86400"),
+        ("max_bytes_per_second", "1M", "4096, 500MB, 1GiB"),
+        ("max_bytes_per_second", "-1", "4096, 500MB, 1GiB"),
+        ("max_bytes_per_second", "fast", "4096, 500MB, 1GiB"),
+        ("io_priority", "high", "one of normal, low, idle"),
         ("rescan_seconds", "0.05", "from 0.1 to 86400"),
         ("metrics_interval", "0", "from 0.1 to 86400"),
         ("min_free_bytes", "1G", "4096, 500MB, 1GiB"),
@@ -334,6 +343,9 @@ fn values_outside_their_limits_are_refused_with_the_limits() {
     }
     for (key, value) in [
         ("concurrency", "1024"),
+        ("max_bytes_per_second", "0"),
+        ("max_bytes_per_second", "20MB"),
+        ("io_priority", "idle"),
         ("stability_seconds", "0"),
         ("stability_seconds", "86400"),
         ("rescan_seconds", "0.1"),

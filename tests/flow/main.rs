@@ -9,5 +9,6 @@ mod formats;
 mod hostile;
 mod methods;
 mod placing;
+mod readers;
 mod settling;
 mod starting;

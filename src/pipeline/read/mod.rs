@@ -2,9 +2,14 @@
 
 pub mod copy;
 pub mod digest;
+mod governor;
 pub mod method;
+mod pace;
 mod reader;
 mod sha256;
 pub mod sidecar;
+mod tuner;
 
+pub use governor::Governor;
+pub use pace::Pace;
 pub use reader::{Reader, ReaderShared, sidecar_path};

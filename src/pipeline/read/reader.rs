@@ -32,11 +32,11 @@ use crate::settings::{CopyMethod, IoChoice, LeasePolicy, Mode};
 
 use super::copy::{self, CopyTarget};
 use super::digest::{self, Stream};
+use super::governor::{FILE_WORK, Governor, Seat};
 use super::method::Methods;
+use super::pace::Pace;
 use super::sidecar::{SIDECAR_BYTES_MAX, claimed_digest};
 
-/// Files that a reader has open at once.
-const FILES_IN_FLIGHT: usize = 8;
 /// Reads in flight for one file: one is hashed while the next arrives.
 const READS_PER_FILE: usize = 2;
 /// As many for a file that is read past the page cache: nobody but us reads ahead there.
@@ -63,8 +63,10 @@ pub struct ReaderShared {
     pub large: Queue<Candidate>,
     /// Large files that readers have open.
     pub large_open: AtomicUsize,
-    /// How many readers there are.
-    pub readers: usize,
+    /// Which readers work, and how many files each has open.
+    pub governor: Arc<Governor>,
+    /// How fast they may read.
+    pub pace: Pace,
     /// Readers that have nothing to do.
     pub idle: AtomicUsize,
     /// Where staged files go.
@@ -104,6 +106,8 @@ pub struct Reader {
     buffers: Vec<Buffer>,
     /// How many more may be made.
     buffers_unmade: usize,
+    /// Without one it opens nothing.
+    seat: Option<Seat>,
 }
 
 /// A file that is being read.
@@ -229,15 +233,17 @@ enum Leave {
 impl Reader {
     /// A reader with an engine of its own. The second value says why there is no ring, if there is none.
     pub fn new(shared: Arc<ReaderShared>) -> io::Result<(Reader, Option<io::Error>)> {
+        let files = shared.governor.files_max();
         let deeper = shared.hash_lanes * (DIRECT_READS_PER_FILE - READS_PER_FILE);
-        let reads = FILES_IN_FLIGHT * READS_PER_FILE + deeper;
-        let (engine, fallback) = ReadEngine::open(shared.io, (reads + FILES_IN_FLIGHT) as u32)?;
+        let reads = files * READS_PER_FILE + deeper;
+        let (engine, fallback) = ReadEngine::open(shared.io, (reads + files) as u32)?;
         let reader = Reader {
             shared,
             engine,
-            slots: (0..FILES_IN_FLIGHT).map(|_| None).collect(),
+            slots: (0..files).map(|_| None).collect(),
             buffers: Vec::new(),
             buffers_unmade: reads,
+            seat: None,
         };
         Ok((reader, fallback))
     }
@@ -246,7 +252,7 @@ impl Reader {
     pub fn run(&mut self) -> io::Result<()> {
         let mut done = Vec::new();
         loop {
-            if !self.take_candidates() {
+            if !self.sit() || !self.take_candidates() {
                 return Ok(());
             }
             self.engine.wait(&mut done)?;
@@ -255,12 +261,42 @@ impl Reader {
             }
             self.hash_what_is_here();
             self.move_on();
+            let (candidates, large) = (&self.shared.candidates, &self.shared.large);
+            let governor = &self.shared.governor;
+            governor.look(|| candidates.depth() + large.depth() > 0);
         }
+    }
+
+    /// How many files it may have open. What it has open beyond that it reads to the end.
+    fn files_wanted(&self) -> usize {
+        self.seat.as_ref().map_or(0, Seat::files)
+    }
+
+    /// Parks while this reader is one too many, once it has nothing open. False when it will not be called again.
+    fn sit(&mut self) -> bool {
+        if self.files_wanted() > 0 || self.slots.iter().any(Option::is_some) {
+            return true;
+        }
+        let shared = Arc::clone(&self.shared);
+        // What it left to others goes back to where those look that sleep. Beside a full queue nobody does.
+        while !shared.candidates.is_full()
+            && let Some(candidate) = shared.large.try_pop()
+        {
+            if let Err(candidate) = shared.candidates.try_push(candidate) {
+                if !shared.stopping.load(Ordering::Relaxed) {
+                    self.start(0, candidate);
+                }
+                return true;
+            }
+        }
+        self.seat = None;
+        self.seat = shared.governor.seat();
+        self.seat.is_some()
     }
 
     /// Fills free slots. False when there is nothing left to do, ever.
     fn take_candidates(&mut self) -> bool {
-        for index in 0..self.slots.len() {
+        for index in 0..self.files_wanted() {
             while self.slots[index].is_none() {
                 let candidate = match self.next_candidate() {
                     Next::Candidate(candidate) => candidate,
@@ -282,7 +318,7 @@ impl Reader {
         let files = self.slots.iter().flatten();
         let own = files.filter(|file| file.large.is_some()).count();
         let all = shared.large_open.load(Ordering::Acquire);
-        let takes_large = takes_large(own, all, shared.readers, shared.hash_lanes);
+        let takes_large = takes_large(own, all, shared.governor.readers(), shared.hash_lanes);
         let left = if takes_large {
             shared.large.try_pop()
         } else {
@@ -510,6 +546,12 @@ impl Reader {
                 direct: file.direct.is_some(),
                 here: None,
             };
+            if !(self.shared.pace).wait(chunk.length as u64, &self.shared.stopping) {
+                // It stays in staging; to read it to the end at this pace may take long.
+                self.buffers.push(buffer);
+                file.leaving = Some(again(Duration::ZERO, Waiting::Turn));
+                return;
+            }
             file.issued += 1;
             file.next += chunk.length as u64;
             match read(&mut self.engine, index, file, &chunk, buffer) {
@@ -630,7 +672,7 @@ impl Reader {
     /// Hashes what is next in each file, the files side by side, until nothing more is here.
     fn hash_what_is_here(&mut self) {
         loop {
-            let mut lanes: Vec<(&mut Stream, &[u8])> = Vec::with_capacity(FILES_IN_FLIGHT);
+            let mut lanes: Vec<(&mut Stream, &[u8])> = Vec::with_capacity(self.slots.len());
             for file in self.slots.iter_mut().flatten() {
                 let InFlight { stream, chunks, .. } = file;
                 if let Some(Chunk {
@@ -669,6 +711,7 @@ impl Reader {
         {
             file.leaving = Some(no_room_or("write in the warehouse the copy of", error));
         }
+        self.shared.governor.count(bytes as u64);
         front.offset += bytes as u64;
         front.length -= bytes;
         if front.length > 0 && file.leaving.is_none() {
@@ -776,8 +819,10 @@ impl Reader {
             finding,
             read: (file.began, ended),
         };
+        let governor = &self.shared.governor;
+        governor.count(FILE_WORK);
         // A closed queue: the recorder is gone, and the ticket says so.
-        let _ = self.shared.staged.push(staged);
+        let _ = (self.shared.staged).push_telling(staged, |rest| governor.held_back(rest));
     }
 }
 
@@ -971,14 +1016,16 @@ fn conclude(shared: &ReaderShared, candidate: Candidate, leave: Leave) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pipeline::read::tuner::Setting;
     use crate::pipeline::{Ticket, Verdicts};
-    use crate::settings::{Purpose, RawSettings};
+    use crate::settings::{Concurrency, Purpose, RawSettings};
     use sha2::Digest as _;
     use std::fs::File;
     use std::os::unix::fs::FileExt;
 
-    /// Candidates in a staging directory, and what two readers of them share.
-    fn shared(root: &Path, sizes: &[u64]) -> Arc<ReaderShared> {
+    /// Candidates in a staging directory, and what so many readers of them share.
+    fn shared(root: &Path, sizes: &[u64], readers: usize) -> Arc<ReaderShared> {
+        let readers = Concurrency::Fixed(readers.try_into().unwrap());
         let staging = root.join("staging");
         std::fs::create_dir(&staging).unwrap();
         let raw = RawSettings {
@@ -1022,7 +1069,8 @@ mod tests {
             candidates,
             large: Queue::new(sizes.len()),
             large_open: AtomicUsize::new(0),
-            readers: 2,
+            governor: Governor::new(readers, Arc::default()),
+            pace: Pace::new(0),
             idle: AtomicUsize::new(0),
             staged: Arc::new(Queue::new(sizes.len())),
             reserve: Arc::new(Reserve::new(
@@ -1053,12 +1101,12 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let large = LARGE_BYTES + 77;
         let sizes = [large, large, 5, large, large, 300_000, large, large, large];
-        let shared = shared(root.path(), &sizes);
+        let shared = shared(root.path(), &sizes, 2);
         let mut readers = [(); 2].map(|()| Reader::new(Arc::clone(&shared)).unwrap().0);
         let mut open = Vec::new();
         for turn in 0..4 {
             let reader = &mut readers[turn % 2];
-            assert!(reader.take_candidates());
+            assert!(reader.sit() && reader.take_candidates());
             let files = reader.slots.iter().flatten();
             let (large, small): (Vec<_>, Vec<_>) = files.partition(|file| file.large.is_some());
             open.push((large.len(), small.len()));
@@ -1077,6 +1125,54 @@ mod tests {
             let oracle = sha2::Sha256::digest(std::fs::read(path).unwrap());
             assert_eq!(staged.digest, <[u8; 32]>::from(oracle));
             staged.candidate.ticket.close(Fate::Done);
+        }
+    }
+
+    #[test]
+    fn a_reader_too_many_ends_with_nothing_open_and_nothing_left_where_nobody_looks() {
+        for closed in [false, true] {
+            let root = tempfile::tempdir().unwrap();
+            let shared = shared(root.path(), &[LARGE_BYTES + 1; 4], 2);
+            let mut readers = [(); 2].map(|()| Reader::new(Arc::clone(&shared)).unwrap().0);
+            for reader in &mut readers {
+                assert!(reader.sit() && reader.take_candidates());
+            }
+            let open = |reader: &Reader| reader.slots.iter().flatten().count();
+            assert_eq!(readers.each_ref().map(open), [1, 2]);
+            assert_eq!(shared.large.depth(), 1);
+
+            let one = Setting {
+                readers: 1,
+                files: 8,
+            };
+            shared.governor.apply(one);
+            shared.governor.close();
+            if closed {
+                shared.candidates.close();
+            }
+            let [mut first, mut second] = readers;
+            second.run().unwrap();
+            assert_eq!(open(&second), 0);
+            assert_eq!(shared.large.depth(), 0);
+            // It goes back to the others, or is read, if they may not look again.
+            let (staged, left) = (shared.staged.depth(), shared.candidates.depth());
+            assert_eq!((staged, left), if closed { (3, 0) } else { (2, 1) });
+
+            shared.candidates.close();
+            first.run().unwrap();
+            assert_eq!(shared.staged.depth(), 4);
+        }
+    }
+
+    #[test]
+    fn a_reader_opens_as_many_files_as_it_may() {
+        let root = tempfile::tempdir().unwrap();
+        let shared = shared(root.path(), &[5; 6], 1);
+        let (mut reader, _) = Reader::new(Arc::clone(&shared)).unwrap();
+        for (files, open) in [(2, 2), (1, 2), (4, 4), (8, 6)] {
+            shared.governor.apply(Setting { readers: 1, files });
+            assert!(reader.sit() && reader.take_candidates());
+            assert_eq!(reader.slots.iter().flatten().count(), open);
         }
     }
 
