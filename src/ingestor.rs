@@ -13,7 +13,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel, sync_channel};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Resource, Rlimit};
@@ -47,8 +47,9 @@ const PANIC_REST: Duration = Duration::from_secs(1);
 const PANIC_REST_MAX: Duration = Duration::from_secs(60);
 /// Batches that are durable and wait to be reported.
 const BATCHES_REPORTED: usize = 1;
-/// Descriptors kept for everything that is not a staged file.
-const SPARE_DESCRIPTORS: u64 = 256;
+/// Descriptors kept for everything that is not a staged file; among that are those of files that readers have open, up to four
+/// of each.
+const SPARE_DESCRIPTORS: u64 = 256 + 4 * 128;
 
 /// What the main thread hears.
 enum Message {
@@ -114,6 +115,7 @@ struct Flow {
     stop: Arc<AtomicBool>,
     state: Arc<AtomicU8>,
     readers: Arc<AtomicUsize>,
+    reader_threads: Vec<JoinHandle<()>>,
     reporter: Reporter,
     control: Option<ControlSocket>,
     /// Keeps the directories locked to the end.
@@ -219,8 +221,9 @@ impl Flow {
             }),
         });
         let living = Arc::new(AtomicUsize::new(readers));
-        let io = start_readers(readers, settings.io_priority, &shared, &living, &sender)
-            .map_err(|error| failed("start a reader for", error))?;
+        let (reader_threads, io) =
+            start_readers(readers, settings.io_priority, &shared, &living, &sender)
+                .map_err(|error| failed("start a reader for", error))?;
         start_recorder(recorder, Arc::clone(&staged), sender.clone())
             .map_err(|error| failed("start the recorder for", error))?;
 
@@ -277,6 +280,7 @@ impl Flow {
             stop,
             state,
             readers: living,
+            reader_threads,
             reporter,
             control,
             _session: session,
@@ -330,6 +334,11 @@ impl Flow {
         drop(self.control.take());
         let numbers = self.metrics.status(State::Stopped);
         if let Some(recorder) = recorder {
+            // They have nothing open any more. But a ring's worker threads must have ended with it before anybody stops this
+            // process (SIGSTOP): else both wait for each other, and it does not stop (Linux 6.18).
+            for thread in self.reader_threads.drain(..) {
+                let _ = thread.join();
+            }
             recorder.close(serde_json::to_string(&numbers).unwrap_or_default())?;
         }
         let processed = self.metrics.processed();
@@ -378,12 +387,14 @@ fn start_readers(
     shared: &Arc<ReaderShared>,
     living: &Arc<AtomicUsize>,
     sender: &Sender<Message>,
-) -> std::io::Result<&'static str> {
+) -> std::io::Result<(Vec<JoinHandle<()>>, &'static str)> {
     let (opened, engines) = channel();
+    let mut threads = Vec::with_capacity(readers);
     for number in 0..readers {
         let (shared, living) = (Arc::clone(shared), Arc::clone(living));
         let (sender, opened) = (sender.clone(), opened.clone());
-        spawn(&format!("reader {number}"), move || {
+        let thread = thread::Builder::new().name(format!("reader {number}"));
+        let thread = thread.spawn(move || {
             // What one may not, none may.
             if let Err(error) = priority::set_own(priority)
                 && number == 0
@@ -397,6 +408,7 @@ fn start_readers(
             living.fetch_sub(1, Ordering::AcqRel);
             let _ = sender.send(Message::ReaderEnded);
         })?;
+        threads.push(thread);
     }
     drop(opened);
     let mut io = "uring";
@@ -413,7 +425,7 @@ fn start_readers(
     if shared.io == IoChoice::Sync {
         io = "sync";
     }
-    Ok(io)
+    Ok((threads, io))
 }
 
 /// Runs a reader; one that panics starts again after a rest. Its files are discovered again.
@@ -557,7 +569,7 @@ fn input_dirs(session: &Session) -> HashMap<SourceId, Arc<std::os::fd::OwnedFd>>
 /// making, one in the queue, one parked, one waiting to be reported and one being reported.
 fn batch_files(wanted: usize, descriptors: u64) -> usize {
     let spare = SPARE_DESCRIPTORS.min(descriptors * 3 / 4);
-    wanted.min(((descriptors - spare) / 8).max(1) as usize)
+    wanted.min(((descriptors - spare) / 13).max(1) as usize)
 }
 
 /// Raises the soft limit on descriptors to the hard one. Returns it.

@@ -56,6 +56,8 @@ struct Ahead {
     ready: u64,
     /// Where the piece of the source that has data ends.
     data_end: u64,
+    /// Whether anything was copied: before that it may still turn out that it cannot be done.
+    begun: bool,
 }
 
 /// A pipe between source and copy.
@@ -181,17 +183,23 @@ impl CopyTarget {
         Ok(Ahead {
             ready: 0,
             data_end: if self.sparse { 0 } else { self.size },
+            begun: false,
         })
     }
 
-    /// Goes back to writing the copy, after a refusal. Returns what was refused.
-    pub fn write_after_all(&mut self) -> CopyMethod {
-        match std::mem::replace(&mut self.way, Way::Written) {
+    /// Goes back to writing the copy, from its beginning. Returns how it was to be made.
+    ///
+    /// # Errors
+    /// Of ftruncate.
+    pub fn write_after_all(&mut self) -> io::Result<CopyMethod> {
+        // A zero that is left out must not be what the kernel left there.
+        rustix::fs::ftruncate(&self.fd, 0)?;
+        Ok(match std::mem::replace(&mut self.way, Way::Written) {
             Way::Written => CopyMethod::Write,
             Way::Cloned => CopyMethod::Reflink,
             Way::Ranges(_) => CopyMethod::CopyFileRange,
             Way::Spliced(..) => CopyMethod::Splice,
-        }
+        })
     }
 
     /// The copy, if it is what has to be read and hashed.
@@ -213,6 +221,11 @@ impl CopyTarget {
     pub fn readable(&self) -> u64 {
         match &self.way {
             Way::Written | Way::Cloned => self.size,
+            Way::Ranges(ahead) | Way::Spliced(ahead, _)
+                if !ahead.begun && ahead.ready < self.size =>
+            {
+                0
+            }
             Way::Ranges(ahead) | Way::Spliced(ahead, _) => ahead.ready,
         }
     }
@@ -232,19 +245,27 @@ impl CopyTarget {
         source: BorrowedFd<'a>,
         next: u64,
     ) -> io::Result<Option<SpliceStep<'a>>> {
-        let wanted = self.size.min(next + AHEAD_BYTES as u64);
+        let size = self.size;
+        let wanted = size.min(next + AHEAD_BYTES as u64);
         match &mut self.way {
             Way::Written | Way::Cloned => Ok(None),
             Way::Ranges(ahead) => {
                 while ahead.ready < wanted {
-                    let Some(length) = ahead.piece(source, self.size, AHEAD_BYTES)? else {
+                    let Some(length) = ahead.piece(source, size, AHEAD_BYTES)? else {
                         break;
                     };
                     let (mut here, mut there) = (ahead.ready, ahead.ready);
                     let (here, there) = (Some(&mut here), Some(&mut there));
                     match rustix::fs::copy_file_range(source, here, &self.fd, there, length) {
+                        // Some filesystems copy nothing, and call that a success.
+                        Ok(0) if stat::stat_fd(source)?.identity.size >= size => {
+                            return Err(Errno::OPNOTSUPP.into());
+                        }
                         Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-                        Ok(copied) => ahead.ready += copied as u64,
+                        Ok(copied) => {
+                            ahead.ready += copied as u64;
+                            ahead.begun = true;
+                        }
                         Err(Errno::INTR) => {}
                         Err(error) => return Err(error.into()),
                     }
@@ -260,7 +281,7 @@ impl CopyTarget {
                     if ahead.ready >= wanted {
                         return Ok(None);
                     }
-                    let Some(length) = ahead.piece(source, self.size, pipe.capacity)? else {
+                    let Some(length) = ahead.piece(source, size, pipe.capacity)? else {
                         return Ok(None);
                     };
                     let from = End::File(source, ahead.ready);
@@ -290,6 +311,7 @@ impl CopyTarget {
             Ok(moved) => {
                 pipe.filled -= moved;
                 ahead.ready += moved as u64;
+                ahead.begun = true;
                 Ok(())
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(()),

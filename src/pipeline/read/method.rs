@@ -5,6 +5,8 @@ use std::io;
 use std::os::fd::AsFd;
 use std::sync::{Mutex, PoisonError};
 
+use rustix::io::Errno;
+
 use crate::io::{direct, probe};
 use crate::ledger::SourceId;
 use crate::observe::events;
@@ -106,8 +108,16 @@ impl Methods {
         }
     }
 
-    /// Files of that source cannot be copied that way.
+    /// A file of that source cannot be copied that way, and perhaps none of them can.
     pub fn copy_refused(&self, source: SourceId, method: CopyMethod, error: &io::Error) {
+        // btrfs says so of single files, such as those that are not checksummed.
+        let of_this_file = matches!(
+            Errno::from_io_error(error),
+            Some(Errno::INVAL | Errno::PERM)
+        );
+        if method == CopyMethod::Reflink && of_this_file {
+            return;
+        }
         let asked = self.copy == method;
         if self.is_news(Refused::Copy(source, method)) && asked {
             let feature = format!("--copy-method {method}");

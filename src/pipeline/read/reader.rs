@@ -282,6 +282,11 @@ impl Reader {
         while !shared.candidates.is_full()
             && let Some(candidate) = shared.large.try_pop()
         {
+            // During a pause it is not for a reader to find out about room.
+            if let Some(reason) = shared.metrics.pause_reason() {
+                candidate.ticket.close(Fate::NoRoom(reason));
+                continue;
+            }
             if let Err(candidate) = shared.candidates.try_push(candidate) {
                 if !shared.stopping.load(Ordering::Relaxed) {
                     self.start(0, candidate);
@@ -433,19 +438,21 @@ impl Reader {
         }
         let only_cached = suspicion.is_some_and(|suspicion| suspicion.sync_failed);
         let copy = if input.copy || candidate.copy || only_cached {
-            // Small ones cannot miss the reserve by much before the discoverer sees it.
-            let size = before.identity.size;
-            if size >= WEIGHED_BYTES
-                && let Some(reason) = self.shared.reserve.refuses_copy(size)
-            {
-                return Err(Leave::With(Fate::NoRoom(reason)));
-            }
             let method = match only_cached {
                 // Nothing but what was hashed is to be trusted.
                 true => CopyMethod::Write,
                 false => self.shared.methods.copy(input.id),
             };
-            Some(self.begin_copy(input.id, method, &file, &before)?)
+            let copy = self.begin_copy(input.id, method, &file, &before)?;
+            // A clone takes no room. Small ones cannot miss the reserve by much before the discoverer sees it.
+            let size = before.identity.size;
+            if size >= WEIGHED_BYTES
+                && !copy.is_cloned()
+                && let Some(reason) = self.shared.reserve.refuses_copy(size)
+            {
+                return Err(Leave::With(Fate::NoRoom(reason)));
+            }
+            Some(copy)
         } else {
             None
         };
@@ -464,12 +471,16 @@ impl Reader {
         let mut target =
             CopyTarget::create(warehouse, before, self.shared.unnamed_copies).map_err(failed)?;
         match target.leave_to_kernel(method, file) {
-            Ok(()) => {}
+            Ok(()) => return Ok(target),
             Err(error) if copy::is_refusal(&error) => {
                 self.shared.methods.copy_refused(source, method, &error);
             }
+            // Whatever keeps this file from being cloned (ZFS: it is not on the disk yet), it can still be written.
+            Err(error) if method == CopyMethod::Reflink && !crate::pipeline::is_no_room(&error) => {
+            }
             Err(error) => return Err(failed(error)),
         }
+        target.write_after_all().map_err(failed)?;
         Ok(target)
     }
 
@@ -594,11 +605,18 @@ impl Reader {
             && file.issued == 0
             && copy::is_refusal(&error)
         {
-            let method = copy.write_after_all();
             let source = file.candidate.input.id;
-            self.shared.methods.copy_refused(source, method, &error);
+            match copy.write_after_all() {
+                Ok(method) => self.shared.methods.copy_refused(source, method, &error),
+                Err(error) => {
+                    file.leaving
+                        .get_or_insert(Leave::Failed("write in the warehouse the copy of", error));
+                }
+            }
         } else if error.kind() == io::ErrorKind::UnexpectedEof {
-            // Shorter than it was when it was opened.
+            let input = &file.candidate.input;
+            let path = input.absolute(file.candidate.path());
+            events::file_changed(&path, "shorter than when it was opened");
             file.leaving.get_or_insert_with(changed);
         } else {
             let leave = no_room_or("write in the warehouse the copy of", error);

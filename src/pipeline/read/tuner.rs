@@ -22,8 +22,8 @@ pub const FILES: usize = 8;
 const FILES_MIN: usize = 2;
 /// Most files that are tried.
 pub const FILES_MAX: usize = 16;
-/// Files that all readers have open together at most. Their buffers come to 64 MiB; their descriptors, with those of
-/// copies, are kept free of the batches.
+/// Files that all readers have open together at most. Their buffers come to 64 MiB, and to twice that while large files
+/// are read past the cache; their descriptors, with those of copies, are kept free of the batches.
 const OPEN_FILES_MAX: usize = 128;
 
 /// Intervals that are compared with as many.

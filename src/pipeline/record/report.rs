@@ -57,8 +57,9 @@ impl<File> Finished<File> {
             };
             ends.extend(item.staged.map(|staged| (staged.candidate.ticket, fate)));
         }
-        Ticket::close_all(ends);
+        // Before the discoverer hears of the last, and everything may come to its end.
         points::reached("reported");
+        Ticket::close_all(ends);
     }
 }
 
