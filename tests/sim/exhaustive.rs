@@ -251,6 +251,14 @@ impl Explorer {
         Ok(())
     }
 
+    /// The first moment of a batch of one file at which the ledger is as wanted.
+    fn first(&self, kind: Kind, wanted: impl Fn(&Tables) -> bool) -> (Image, Tables) {
+        let (moments, _) = self.batch(&[kind]).expect("a batch");
+        let mut moments = moments.into_iter();
+        let first = moments.find(|(_, ledger)| wanted(ledger));
+        first.expect("such a moment")
+    }
+
     /// A batch of these kinds, up to its end. Returns the states on the way.
     fn batch(&self, kinds: &[Kind]) -> Result<(Vec<(Image, Tables)>, Memory), String> {
         let (state, mut process, mut memory) = self.arrange(kinds)?;
@@ -572,11 +580,7 @@ fn a_hidden_source_gets_its_name_back_for_good() {
     for (changed, newer) in [(true, false), (false, true), (true, true)] {
         let told = format!("changed: {changed}, newer: {newer}");
         let mut explorer = Explorer::new();
-        let (moments, _) = explorer.batch(&[Kind::New]).expect("a batch");
-        let mut intended = moments
-            .into_iter()
-            .filter(|(_, ledger)| !ledger.intents().is_empty());
-        let (mut image, ledger) = intended.next().expect("commit A");
+        let (mut image, ledger) = explorer.first(Kind::New, |ledger| !ledger.intents().is_empty());
         let intent = &ledger.intents()[0];
         let staging = image.roots[&Role::Source(1)];
         let parent = intent.placed.parent().expect("a partition");
@@ -613,11 +617,7 @@ fn a_hidden_source_gets_its_name_back_for_good() {
 #[test]
 fn a_source_that_cannot_be_removed_is_kept_under_the_name_that_it_gets_back() {
     let explorer = Explorer::new();
-    let (moments, _) = explorer.batch(&[Kind::Copied]).expect("a batch");
-    let mut recorded = moments
-        .into_iter()
-        .filter(|(_, ledger)| !ledger.owed().is_empty());
-    let (mut image, ledger) = recorded.next().expect("commit B");
+    let (mut image, ledger) = explorer.first(Kind::Copied, |ledger| !ledger.owed().is_empty());
     let owed = &ledger.owed()[0];
     let (source, name) = (Role::Source(3), owed.path.file_name().expect("a name"));
     let staging = image.roots[&source];
@@ -651,11 +651,7 @@ fn a_source_that_cannot_be_removed_is_kept_under_the_name_that_it_gets_back() {
 /// noted. Its bytes would be taken a second time.
 fn given_back(explorer: &mut Explorer) -> Stopped {
     explorer.config.sources[2].dedupe = Dedupe::Off;
-    let (moments, _) = explorer.batch(&[Kind::Copied]).expect("a batch");
-    let mut recorded = moments
-        .into_iter()
-        .filter(|(_, ledger)| !ledger.owed().is_empty());
-    let (mut image, ledger) = recorded.next().expect("commit B");
+    let (mut image, ledger) = explorer.first(Kind::Copied, |ledger| !ledger.owed().is_empty());
     let owed = &ledger.owed()[0];
     let name = owed.path.file_name().expect("a name");
     let staging = image.roots[&Role::Source(3)];
