@@ -5,10 +5,10 @@ mod support;
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::os::fd::AsFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use ringest::io::direct;
-use support::image::{self, Disk, Fs};
+use support::image::{self, Apart, Disk, Fs};
 use support::{Random, Site, sha256, skip};
 
 const BYTES: usize = 16 << 20;
@@ -33,24 +33,6 @@ fn site_at(root: &Path) -> Site {
     Site::at(root, places).with(&["--stability-seconds", "0.2"])
 }
 
-/// Where a file cannot be renamed to although it is on the same filesystem: another subvolume, another mount. What is to be
-/// unmounted in the end is returned.
-fn warehouse_apart(disk: &Disk) -> Option<PathBuf> {
-    let warehouse = disk.root.join("warehouse");
-    if disk.fs == Fs::Btrfs {
-        let words = ["subvolume", "create"].map(OsStr::new);
-        image::run("btrfs", words.into_iter().chain([warehouse.as_os_str()]));
-        return None;
-    }
-    let elsewhere = disk.root.join("elsewhere");
-    for directory in [&elsewhere, &warehouse] {
-        fs::create_dir(directory).expect("make a directory");
-    }
-    let paths = [elsewhere.as_os_str(), warehouse.as_os_str()];
-    image::run("mount", [OsStr::new("--bind")].into_iter().chain(paths));
-    Some(warehouse)
-}
-
 #[test]
 fn a_copy_within_a_filesystem_that_clones_takes_no_room() {
     if !image::possible() {
@@ -67,7 +49,7 @@ fn a_copy_within_a_filesystem_that_clones_takes_no_room() {
         (Fs::Xfs, "splice", false),
     ] {
         let disk = Disk::new(fs, directory.path(), &format!("{fs:?}-{method}"));
-        let mounted = warehouse_apart(&disk);
+        let _apart = Apart::new(fs, &disk.root.join("warehouse"));
         let site = site_at(&disk.root);
         let content = random.bytes(BYTES);
         let path = site.put("large.bin", &content);
@@ -91,9 +73,6 @@ fn a_copy_within_a_filesystem_that_clones_takes_no_room() {
         assert_eq!(ended.events("fallback", "").len(), 0, "{ended}");
         site.assert_staging_is_empty();
         site.assert_sound();
-        if let Some(mounted) = mounted {
-            image::run("umount", [mounted.as_os_str()]);
-        }
     }
 }
 
@@ -105,7 +84,7 @@ fn a_filesystem_that_does_not_clone_is_written_to_and_said_so_if_a_clone_was_ask
     let directory = directory_for_images();
     for (method, told) in [("auto", 0), ("reflink", 1), ("copy_file_range", 0)] {
         let disk = Disk::new(Fs::Ext4, directory.path(), method);
-        let mounted = warehouse_apart(&disk).expect("a mount");
+        let _apart = Apart::new(disk.fs, &disk.root.join("warehouse"));
         let site = site_at(&disk.root);
         for (name, content) in [("a.csv", "a"), ("b.csv", "b")] {
             site.put(name, content);
@@ -115,7 +94,6 @@ fn a_filesystem_that_does_not_clone_is_written_to_and_said_so_if_a_clone_was_ask
         assert_eq!(site.manifest().len(), 2);
         site.assert_staging_is_empty();
         site.assert_sound();
-        image::run("umount", [mounted.as_os_str()]);
     }
 }
 

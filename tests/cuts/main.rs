@@ -49,7 +49,7 @@ fn every_point_is_in_the_table() {
     }
 }
 
-/// Every point × how it ends × layout × filesystem. Each on its own filesystem, and btrfs, only where power is cut.
+/// Every point × how it ends × layout × filesystem. Clones, each on its own filesystem, and btrfs, only where power is cut.
 fn cells() -> Vec<Cell> {
     use Crash::{Cut, Kill, KillGroup};
     let mut cells = Vec::new();
@@ -64,7 +64,7 @@ fn cells() -> Vec<Cell> {
             };
             for crashes in crashes {
                 for layout in Layout::ALL {
-                    let everywhere = layout != Layout::Each && fs != Fs::Btrfs;
+                    let everywhere = matches!(layout, Layout::Same | Layout::Other) && fs != Fs::Btrfs;
                     if row.fits(layout) && (everywhere || wanted(crashes.1, layout, fs)) {
                         cells.push(Cell {
                             row,
@@ -86,8 +86,8 @@ fn cells() -> Vec<Cell> {
 fn wanted(crash: Crash, layout: Layout, fs: Fs) -> bool {
     let chosen = match fs {
         Fs::Ext4 => layout == Layout::Each,
-        Fs::Xfs => false,
-        Fs::Btrfs => layout == Layout::Same,
+        Fs::Xfs => layout == Layout::Apart,
+        Fs::Btrfs => matches!(layout, Layout::Same | Layout::Apart),
     };
     chosen && crash == Crash::Cut
 }
@@ -126,7 +126,7 @@ fn nothing_is_lost_or_doubled_by_a_kill_or_a_power_cut_at_any_point() {
     });
     let count = |of: &dyn Fn(&Cell) -> bool| cells.iter().filter(|cell| of(cell)).count();
     support::counts::say(&format!(
-        "{} cells: {} points × kill {}, cut {} × same {}, other {}, each {} × ext4 {}, xfs {}, btrfs {}; \
+        "{} cells: {} points × kill {}, cut {} × same {}, other {}, apart {}, each {} × ext4 {}, xfs {}, btrfs {}; \
          {} files acknowledged before a crash; {:.0?}",
         cells.len(),
         ringest::trial::points::ALL.len(),
@@ -134,6 +134,7 @@ fn nothing_is_lost_or_doubled_by_a_kill_or_a_power_cut_at_any_point() {
         count(&|cell| cell.crashes.1 == Crash::Cut),
         count(&|cell| cell.layout == Layout::Same),
         count(&|cell| cell.layout == Layout::Other),
+        count(&|cell| cell.layout == Layout::Apart),
         count(&|cell| cell.layout == Layout::Each),
         count(&|cell| cell.fs == Fs::Ext4),
         count(&|cell| cell.fs == Fs::Xfs),

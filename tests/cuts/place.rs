@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use crate::support::Site;
-use crate::support::image::{Disk, Fs};
+use crate::support::image::{Apart, Disk, Fs};
 use crate::support::program::{Program, State};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -12,17 +12,19 @@ pub enum Layout {
     Same,
     /// The staging directory on another one: files are copied.
     Other,
+    /// Everything on one filesystem, but files cannot be renamed into the warehouse: where the filesystem can, they are cloned.
+    Apart,
     /// Each directory on its own.
     Each,
 }
 
 impl Layout {
-    pub const ALL: [Layout; 3] = [Layout::Same, Layout::Other, Layout::Each];
+    pub const ALL: [Layout; 4] = [Layout::Same, Layout::Other, Layout::Apart, Layout::Each];
 
     /// On which disk each is: staging, warehouse, manifests, state.
     fn disks(self) -> [usize; 4] {
         match self {
-            Layout::Same => [0, 0, 0, 0],
+            Layout::Same | Layout::Apart => [0, 0, 0, 0],
             Layout::Other => [1, 0, 0, 0],
             Layout::Each => [1, 0, 2, 3],
         }
@@ -74,9 +76,11 @@ impl Machine {
         let names = ["staging", "warehouse", "manifests", "state"];
         let at = |i: usize| self.disks[disks[i]].root.join(name).join(names[i]);
         let site = Site::at(&self.directory, [at(0), at(1), at(2), at(3)]);
+        let apart = (layout == Layout::Apart).then(|| Apart::new(self.kinds[0], &site.warehouse));
         let used = self.disks.iter_mut().enumerate();
         Place {
             site,
+            apart,
             log: self.directory.join(format!("{name}.log")),
             name: name.to_owned(),
             disks: used
@@ -92,6 +96,7 @@ pub struct Place<'a> {
     /// The log of all of its runs.
     pub log: PathBuf,
     name: String,
+    apart: Option<Apart>,
     disks: Vec<&'a mut Disk>,
 }
 
@@ -124,15 +129,22 @@ impl Place<'_> {
             // No power cut lets a process speak afterwards. Here it goes on for a moment, with syncs that lie.
             let log = std::fs::File::options().write(true).open(&self.log);
             log.and_then(|log| log.set_len(said)).expect("cut the log");
+            if let Some(apart) = &self.apart {
+                apart.unmount();
+            }
             for disk in &mut self.disks {
                 disk.restart();
+            }
+            if let Some(apart) = &self.apart {
+                apart.mount();
             }
         }
         State::Ended(status)
     }
 
     /// Makes room for the next.
-    pub fn remove(self) {
+    pub fn remove(mut self) {
+        drop(self.apart.take());
         for disk in &self.disks {
             let directory = disk.root.join(&self.name);
             if let Err(error) = std::fs::remove_dir_all(&directory) {

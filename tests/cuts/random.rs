@@ -81,7 +81,7 @@ pub fn one_site(
 ) -> u64 {
     // btrfs less often: its images are copied.
     let kind = [0, 0, 0, 1, 1, 2, 2, 3][random.below(8) as usize];
-    let layout = Layout::ALL[[0, 0, 0, 1, 1, 2][random.below(6) as usize]];
+    let layout = Layout::ALL[[0, 0, 0, 1, 1, 2, 2, 3][random.below(8) as usize]];
     let machine = machines.get(kind, directory);
     let mut place = machine.place(layout, name);
     let manner = Manner {

@@ -120,13 +120,17 @@ impl Disk {
     }
 
     fn unmount(&self) {
-        let start = Instant::now();
-        // The ring of a killed process can hold a file for a moment.
-        while !succeeds("umount", [self.root.as_os_str()]) {
-            let waited = start.elapsed();
-            assert!(waited < PATIENCE, "{:?} cannot be unmounted", self.root);
-            std::thread::sleep(Duration::from_millis(2));
-        }
+        unmount(&self.root);
+    }
+}
+
+fn unmount(path: &Path) {
+    let start = Instant::now();
+    // The ring of a killed process can hold a file for a moment.
+    while !succeeds("umount", [path.as_os_str()]) {
+        let waited = start.elapsed();
+        assert!(waited < PATIENCE, "{path:?} cannot be unmounted");
+        std::thread::sleep(Duration::from_millis(2));
     }
 }
 
@@ -134,6 +138,58 @@ impl Drop for Disk {
     fn drop(&mut self) {
         // Its loop device goes with it.
         succeeds("umount", [OsStr::new("--lazy"), self.root.as_os_str()]);
+    }
+}
+
+/// A directory to which no other file of its filesystem can be renamed: a subvolume on btrfs, elsewhere a mount of its own.
+pub struct Apart {
+    path: PathBuf,
+    /// What is mounted there.
+    elsewhere: Option<PathBuf>,
+}
+
+impl Apart {
+    /// Makes it.
+    pub fn new(fs: Fs, path: &Path) -> Apart {
+        fs::create_dir_all(path.parent().expect("it is not the root")).expect("make a directory");
+        let elsewhere = path.with_extension("elsewhere");
+        if fs == Fs::Btrfs {
+            let words = ["subvolume", "create"].map(OsStr::new);
+            run("btrfs", words.into_iter().chain([path.as_os_str()]));
+        } else {
+            for directory in [&elsewhere, path] {
+                fs::create_dir(directory).expect("make a directory");
+            }
+        }
+        let apart = Apart {
+            path: path.to_owned(),
+            elsewhere: (fs != Fs::Btrfs).then_some(elsewhere),
+        };
+        apart.mount();
+        apart
+    }
+
+    /// Before its filesystem is unmounted.
+    pub fn unmount(&self) {
+        if self.elsewhere.is_some() {
+            unmount(&self.path);
+        }
+    }
+
+    /// After its filesystem was mounted again.
+    pub fn mount(&self) {
+        if let Some(elsewhere) = &self.elsewhere {
+            let paths = [elsewhere.as_os_str(), self.path.as_os_str()];
+            run("mount", [OsStr::new("--bind")].into_iter().chain(paths));
+        }
+    }
+}
+
+impl Drop for Apart {
+    fn drop(&mut self) {
+        if self.elsewhere.is_some() {
+            succeeds("umount", [OsStr::new("--lazy"), self.path.as_os_str()]);
+        }
     }
 }
 
