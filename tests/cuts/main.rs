@@ -64,7 +64,8 @@ fn cells() -> Vec<Cell> {
             };
             for crashes in crashes {
                 for layout in Layout::ALL {
-                    let everywhere = matches!(layout, Layout::Same | Layout::Other) && fs != Fs::Btrfs;
+                    let everywhere =
+                        matches!(layout, Layout::Same | Layout::Other) && fs != Fs::Btrfs;
                     if row.fits(layout) && (everywhere || wanted(crashes.1, layout, fs)) {
                         cells.push(Cell {
                             row,

@@ -144,7 +144,9 @@ impl Place<'_> {
 
     /// Makes room for the next.
     pub fn remove(mut self) {
-        drop(self.apart.take());
+        if let Some(apart) = self.apart.take() {
+            apart.unmount();
+        }
         for disk in &self.disks {
             let directory = disk.root.join(&self.name);
             if let Err(error) = std::fs::remove_dir_all(&directory) {
