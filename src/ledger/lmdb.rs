@@ -449,11 +449,16 @@ impl Lmdb {
         operation: &str,
         look: impl FnOnce(&RoTxn<'_, WithoutTls>, &Tables) -> Result<T, TxnError>,
     ) -> Result<T, Failure> {
-        let attempt = || -> Result<T, TxnError> {
-            let txn = self.env.read_txn()?;
-            look(&txn, &self.tables)
+        let looked = match self.env.read_txn() {
+            Ok(txn) => look(&txn, &self.tables),
+            // Others have taken all places of readers. Who writes needs none: a write that changes nothing.
+            Err(full @ heed::Error::Mdb(MdbError::ReadersFull)) => match self.env.write_txn() {
+                Ok(txn) => look(&txn, &self.tables),
+                Err(_) => Err(full.into()),
+            },
+            Err(error) => Err(error.into()),
         };
-        attempt().map_err(|error| match error {
+        looked.map_err(|error| match error {
             TxnError::Heed(error) => damaged(&self.dir, operation, &error),
             TxnError::Failure(failure) => failure,
         })

@@ -243,22 +243,31 @@ fn a_copy_does_not_replace_anything() {
 }
 
 #[test]
-fn more_readers_than_the_table_holds_are_told_to_wait() {
+fn more_readers_than_the_table_holds_are_told_to_wait_and_the_writer_goes_on() {
     let root = tempfile::tempdir().unwrap();
-    let ledger = Lmdb::open(&root.path().join("ledger"), Durability::None).unwrap();
+    let dir = root.path().join("ledger");
+    let mut ledger = Lmdb::open(&dir, Durability::None).unwrap();
     let readers: Vec<_> = (0..READERS_MAX)
         .map(|_| ledger.env.clone().static_read_txn().unwrap())
         .collect();
-    let refused = [
-        ledger.snapshot().err().unwrap(),
-        ledger.copy_to(&root.path().join("copy")).err().unwrap(),
-    ];
-    for failure in refused {
-        assert_eq!(failure.exit, Exit::Io);
-        assert!(failure.to_string().contains("try again"), "{failure}");
-    }
-    drop(readers);
+    let failure = ledger.copy_to(&root.path().join("copy")).err().unwrap();
+    assert_eq!(failure.exit, Exit::Io);
+    assert!(failure.to_string().contains("try again"), "{failure}");
+    ledger.found("0123456789abcdef0123456789abcdef").unwrap();
+    let uuid = ledger.uuid().unwrap();
+    assert_eq!(uuid.as_deref(), Some("0123456789abcdef0123456789abcdef"));
     ledger.snapshot().unwrap();
+    drop(readers);
+    drop(ledger);
+    // Who only reads has to wait.
+    let ledger = Lmdb::open_read_only(&dir).unwrap();
+    let readers: Vec<_> = (0..READERS_MAX)
+        .map(|_| ledger.env.clone().static_read_txn().unwrap())
+        .collect();
+    let failure = ledger.uuid().unwrap_err();
+    assert!(failure.to_string().contains("try again"), "{failure}");
+    drop(readers);
+    ledger.uuid().unwrap();
 }
 
 #[test]
