@@ -66,13 +66,18 @@ impl Methods {
         match begun {
             Ok(unit) => Some(unit),
             Err(error) => {
-                let asked = self.read == ReadMethod::Direct;
-                if self.is_news(Refused::DirectReads) && asked {
-                    let instead = "reads go through the page cache";
-                    events::fallback("direct reads", &error.to_string(), instead);
-                }
+                self.direct_refused(&error);
                 None
             }
+        }
+    }
+
+    /// A file cannot be read past the page cache.
+    pub fn direct_refused(&self, error: &io::Error) {
+        let asked = self.read == ReadMethod::Direct;
+        if self.is_news(Refused::DirectReads) && asked {
+            let instead = "reads go through the page cache";
+            events::fallback("direct reads", &error.to_string(), instead);
         }
     }
 

@@ -478,6 +478,8 @@ impl Reader {
             // Whatever keeps this file from being cloned (ZFS: it is not on the disk yet), it can still be written.
             Err(error) if method == CopyMethod::Reflink && !crate::pipeline::is_no_room(&error) => {
             }
+            // So it can without a pipe, of which one user may have too many.
+            Err(_) if method == CopyMethod::Splice => {}
             Err(error) => return Err(failed(error)),
         }
         target.write_after_all().map_err(failed)?;
@@ -669,6 +671,7 @@ impl Reader {
             Err(error)
                 if file.chunks[at].direct && Errno::from_io_error(&error) == Some(Errno::INVAL) =>
             {
+                self.shared.methods.direct_refused(&error);
                 match file.give_up_direct() {
                     Ok(()) => {
                         file.chunks[at].here = Some((buffer, 0));
