@@ -565,11 +565,12 @@ fn input_dirs(session: &Session) -> HashMap<SourceId, Arc<std::os::fd::OwnedFd>>
         .collect()
 }
 
-/// A staged file and its copy hold two descriptors and, in deep trees, up to three directories; and there is a batch in the
-/// making, one in the queue, one parked, one waiting to be reported and one being reported.
+/// A staged file and its copy hold two descriptors; and there is a batch in the making, one in the queue, one parked, one that
+/// owes something, one waiting to be reported and one being reported. In deep trees a batch has up to three directories open
+/// for each file, and two more to do what is owed.
 fn batch_files(wanted: usize, descriptors: u64) -> usize {
     let spare = SPARE_DESCRIPTORS.min(descriptors * 3 / 4);
-    wanted.min(((descriptors - spare) / 13).max(1) as usize)
+    wanted.min(((descriptors - spare) / 17).max(1) as usize)
 }
 
 /// Raises the soft limit on descriptors to the hard one. Returns it.

@@ -69,7 +69,7 @@ fn every_step_of_the_protocol_is_left_out_by_a_mutant() {
     let skipped: BTreeSet<String> = between(steps, "Step::", ',')
         .map(|step| format!("skip:{step}"))
         .collect();
-    assert!(skipped.len() >= 9, "{skipped:?}");
+    assert!(skipped.len() >= 8, "{skipped:?}");
     let listed = listed_mutants();
     let names: BTreeSet<String> = listed.into_iter().map(|(name, ..)| name).collect();
     let left: Vec<_> = skipped.difference(&names).collect();

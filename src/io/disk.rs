@@ -16,7 +16,7 @@ use crate::io::{lease, open, probe};
 use crate::trial::mutants;
 
 /// What the recorder needs of a disk. Names are single path components; no operation replaces a file.
-pub trait Disk {
+pub trait Disk: Clone {
     /// An open directory.
     type Dir: Clone;
     /// An open file.
@@ -54,6 +54,12 @@ pub trait Disk {
     fn reserve(&self, file: &Self::File, offset: u64, length: u64) -> io::Result<()>;
     /// Makes the bytes of many files durable, all of which lie on the filesystem of `root`.
     fn sync_files(&self, root: &Self::Dir, files: &[&Self::File]) -> io::Result<()>;
+    /// The same for several roots, while `meanwhile` is done. An error comes with the place of its root among them.
+    fn sync_files_beside<T>(
+        &self,
+        files: &[SyncedBeneath<'_, Self>],
+        meanwhile: impl FnOnce() -> T,
+    ) -> (Result<(), (usize, io::Error)>, T);
     /// Makes everything on the filesystem of `root` durable.
     fn sync_filesystem(&self, root: &Self::Dir) -> io::Result<()>;
     /// Drops what the cache holds of a file, so that the next read shows what the disk holds.
@@ -61,6 +67,9 @@ pub trait Disk {
     /// Whether no writer has come near the file since its lease was granted. True for a file without a lease.
     fn unbroken(&self, file: &Self::File) -> bool;
 }
+
+/// Files beneath a root.
+pub type SyncedBeneath<'a, D> = (<D as Disk>::Dir, Vec<&'a <D as Disk>::File>);
 
 /// A file on a real disk, and whether it was opened under a read lease.
 #[derive(Debug)]
@@ -284,6 +293,35 @@ impl Disk for RealDisk {
                     Ok(synced) => synced,
                     Err(_) => Err(io::Error::other("a sync thread panicked")),
                 })
+        })
+    }
+
+    fn sync_files_beside<T>(
+        &self,
+        files: &[SyncedBeneath<'_, RealDisk>],
+        meanwhile: impl FnOnce() -> T,
+    ) -> (Result<(), (usize, io::Error)>, T) {
+        let sync = || {
+            let mut files = files.iter().enumerate();
+            files.try_for_each(|(at, (root, files))| {
+                self.sync_files(root, files).map_err(|error| (at, error))
+            })
+        };
+        if files.is_empty() || !self.durable {
+            return (Ok(()), meanwhile());
+        }
+        std::thread::scope(|scope| {
+            let builder = std::thread::Builder::new().name("sync".into());
+            match builder.spawn_scoped(scope, sync) {
+                Ok(syncing) => {
+                    let done = meanwhile();
+                    let synced = syncing.join();
+                    let panicked = |_| Err((0, io::Error::other("a sync thread panicked")));
+                    (synced.unwrap_or_else(panicked), done)
+                }
+                // No more threads: one after the other.
+                Err(_) => (sync(), meanwhile()),
+            }
         })
     }
 

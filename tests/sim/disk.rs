@@ -42,6 +42,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
+use ringest::io::disk::SyncedBeneath;
 use ringest::io::{Clock, Disk, FileStat, Identity, Timestamp};
 use rustix::fs::FileType;
 use rustix::io::Errno;
@@ -984,6 +985,8 @@ pub struct State {
     /// What happens once a file that is named here is placed, or once its intent is committed.
     pub on_placed: Vec<Id>,
     pub withdraw_on_intents: Vec<(Role, PathBuf)>,
+    /// How often bytes are synced before, and not after, what is done beside their sync.
+    pub syncs_first_percent: u64,
     seen_version: (u64, u64),
 }
 
@@ -1009,6 +1012,7 @@ impl State {
             snapshots: None,
             on_placed: Vec::new(),
             withdraw_on_intents: Vec::new(),
+            syncs_first_percent: 50,
             seen_version: (u64::MAX, 0),
         }
     }
@@ -1490,6 +1494,36 @@ impl Disk for SimDisk {
     fn sync_files(&self, _root: &Id, files: &[&SimFile]) -> io::Result<()> {
         let ids: Vec<Id> = files.iter().map(|file| file.id).collect();
         self.sync("sync_files", &ids)
+    }
+
+    fn sync_files_beside<T>(
+        &self,
+        files: &[SyncedBeneath<'_, SimDisk>],
+        meanwhile: impl FnOnce() -> T,
+    ) -> (Result<(), (usize, io::Error)>, T) {
+        let sync = || {
+            let mut files = files.iter().enumerate();
+            files.try_for_each(|(at, (root, files))| {
+                self.sync_files(root, files).map_err(|error| (at, error))
+            })
+        };
+        let syncs_first = {
+            let mut state = self.0.borrow_mut();
+            let percent = state.syncs_first_percent;
+            state.random.percent(percent)
+        };
+        // A crash may come between them.
+        if syncs_first {
+            let synced = sync();
+            // Who is at it does not know yet that it failed.
+            let failed = std::mem::take(&mut self.0.borrow_mut().sync_failed);
+            let done = meanwhile();
+            self.0.borrow_mut().sync_failed |= failed;
+            (synced, done)
+        } else {
+            let done = meanwhile();
+            (sync(), done)
+        }
     }
 
     fn sync_filesystem(&self, root: &Id) -> io::Result<()> {

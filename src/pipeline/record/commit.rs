@@ -1,6 +1,6 @@
 //! The commit protocol, in order. What each crash leaves is in the table of [`super::recover`].
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -62,6 +62,26 @@ impl Needs {
     }
 }
 
+/// The files of a batch whose bytes must be durable before anything points at them.
+fn files_to_sync<File>(items: &[Item<File>]) -> BTreeMap<Root, Vec<&File>> {
+    let mut files: BTreeMap<Root, Vec<&File>> = BTreeMap::new();
+    for item in items {
+        let Some(staged) = &item.staged else { continue };
+        let stays = staged.candidate.input.settings.on_duplicate == OnDuplicate::Keep;
+        let (root, file) = match (item.arrival.placement, &staged.copy) {
+            // A file that is kept is known by its state, and that must outlive a power cut.
+            (Placement::None, _) if !stays => continue,
+            (Placement::Rename | Placement::None, _) => {
+                (Root::Input(item.arrival.source), &staged.file)
+            }
+            (Placement::Copy, Some(copy)) => (Root::Warehouse, &copy.file),
+            (Placement::Copy, None) => continue,
+        };
+        files.entry(root).or_default().push(file);
+    }
+    files
+}
+
 fn no_room(path: &Path, error: &std::io::Error) -> String {
     format!("no room for {}: {error}", path.display())
 }
@@ -69,10 +89,9 @@ fn no_room(path: &Path, error: &std::io::Error) -> String {
 /// What is done with a batch once it is known what it is. [`STEPS`] is their order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Step {
-    /// The bytes are durable before anything points at them.
-    SyncData,
-    /// Commit A.
-    CommitIntents,
+    /// The bytes are durable before anything points at them, and commit A is. Both take their time on the disk and neither
+    /// needs the other, so they are made side by side.
+    Prepare,
     /// Every file gets its name in the warehouse.
     Place,
     /// On btrfs a file comes back under both names after a power cut if only one directory was synced.
@@ -85,14 +104,14 @@ pub(super) enum Step {
     CommitRecords,
     /// The manifest lines that B promised.
     WriteLines,
-    /// Sources of copies, deleted duplicates, sidecars, reasons.
+    /// Sources of copies, deleted duplicates, sidecars, reasons. It may wait until the bytes of the next batch are synced, and
+    /// be done meanwhile.
     PayDebts,
 }
 
 /// The commit protocol.
-const STEPS: [Step; 9] = [
-    Step::SyncData,         // 2
-    Step::CommitIntents,    // 3
+const STEPS: [Step; 8] = [
+    Step::Prepare,          // 2, 3
     Step::Place,            // 4
     Step::SyncDestinations, // 5
     Step::SyncSources,      // 5
@@ -106,14 +125,14 @@ impl Step {
     /// The point that is reached when it is done.
     fn point(self) -> &'static str {
         match self {
-            Step::SyncData => "data_synced",
-            Step::CommitIntents => "intents_committed",
+            Step::Prepare => "data_synced",
             Step::Place => "placed",
             Step::SyncDestinations => "destinations_synced",
             Step::SyncSources => "sources_synced",
             Step::CheckAgain => "checked",
             Step::CommitRecords => "records_committed",
             Step::WriteLines => "batch_manifested",
+            // Not before `settle`.
             Step::PayDebts => "debts_paid",
         }
     }
@@ -125,6 +144,8 @@ pub(super) struct Batch<D: Disk> {
     pub items: Vec<Item<D::File>>,
     /// What step 6 committed.
     commit: Commit,
+    /// What is left to be done of that.
+    debts: Vec<Owed>,
     began: Instant,
     placed: Instant,
 }
@@ -136,9 +157,19 @@ impl<D: Disk> Batch<D> {
             dirs: BatchDirs::default(),
             items: Vec::new(),
             commit: Commit::default(),
+            debts: Vec::new(),
             began: now,
             placed: now,
         }
+    }
+}
+
+impl<D: Disk> Batch<D> {
+    /// Whether what it owes can wait for the next batch. Reasons are new names in the warehouse, which that must not
+    /// choose, and need room.
+    fn may_owe(&self) -> bool {
+        let debts = &self.debts;
+        !debts.is_empty() && debts.iter().all(|owed| owed.kind != OwedKind::Reason)
     }
 }
 
@@ -149,15 +180,37 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
         batch.items = self.classify(&mut batch.dirs, staged)?; // 1
         points::reached("classified");
         if batch.items.is_empty() || !self.reserve(&mut batch.items)? {
-            return Ok(());
+            return self.settle();
         }
         points::reached("reserved");
-        self.carry_out(&STEPS, batch)
+        self.carry_out(&STEPS, batch)?;
+        match &self.unpaid {
+            // While the bytes of the next batch are synced.
+            Some(batch) if batch.may_owe() => Ok(()),
+            _ => self.settle(),
+        }
     }
 
     /// Steps 5 to 8, for what recovery found placed.
     pub(super) fn finish(&mut self, batch: Batch<D>) -> Result<(), Failure> {
-        self.carry_out(&STEPS[3..], batch)
+        self.carry_out(&STEPS[2..], batch)?;
+        self.settle()
+    }
+
+    /// Does what the last batch left to be done, and has it reported.
+    pub(super) fn settle(&mut self) -> Result<(), Failure> {
+        let Some(mut batch) = self.unpaid.take() else {
+            return Ok(());
+        };
+        // Their descriptors are for what is paid.
+        batch.dirs = BatchDirs::default();
+        let paid = self.pay(std::mem::take(&mut batch.debts), &batch.items)?;
+        self.later.paid.extend(paid.paid);
+        self.later.kept.extend(paid.kept);
+        self.later_waits = true;
+        points::reached(Step::PayDebts.point());
+        self.report(batch);
+        Ok(())
     }
 
     fn carry_out(&mut self, steps: &[Step], mut batch: Batch<D>) -> Result<(), Failure> {
@@ -169,8 +222,7 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
                 ..
             } = &mut batch;
             match step {
-                Step::SyncData => self.sync_data(items)?,
-                Step::CommitIntents => self.commit_intents(items)?,
+                Step::Prepare => self.prepare(items)?,
                 Step::Place => self.place(dirs, items)?,
                 Step::SyncDestinations => self.sync_destinations(dirs, items)?,
                 Step::SyncSources => self.sync_sources(dirs, items)?,
@@ -185,15 +237,13 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
                     }
                 }
                 Step::PayDebts => {
-                    let paid = self.pay(std::mem::take(&mut commit.owed), items)?;
-                    self.later.paid.extend(paid.paid);
-                    self.later.kept.extend(paid.kept);
-                    self.later_waits = true;
+                    batch.debts = std::mem::take(&mut commit.owed);
+                    continue;
                 }
             }
             points::reached(step.point());
         }
-        self.report(batch);
+        self.unpaid = Some(batch);
         Ok(())
     }
 
@@ -260,49 +310,42 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
         Ok(reserved.map_err(|error| format!("no room for the ledger: {error}")))
     }
 
-    /// Makes the bytes durable before anything points at them.
-    fn sync_data(&self, items: &[Item<D::File>]) -> Result<(), Failure> {
-        let mut by_root: std::collections::BTreeMap<Root, Vec<&D::File>> = Default::default();
-        for item in items {
-            let Some(staged) = &item.staged else { continue };
-            let stays = staged.candidate.input.settings.on_duplicate == OnDuplicate::Keep;
-            match (item.arrival.placement, &staged.copy) {
-                // A file that is kept is known by its state, and that must outlive a power cut.
-                (Placement::None, _) if !stays => {}
-                (Placement::Rename | Placement::None, _) => by_root
-                    .entry(Root::Input(item.arrival.source))
-                    .or_default()
-                    .push(&staged.file),
-                (Placement::Copy, Some(copy)) => {
-                    by_root.entry(Root::Warehouse).or_default().push(&copy.file);
-                }
-                _ => {}
-            }
+    /// Makes the bytes durable. Meanwhile the intents are committed (commit A), and the batch before is settled.
+    fn prepare(&mut self, items: &[Item<D::File>]) -> Result<(), Failure> {
+        let mut syncs = Vec::new();
+        for (root, files) in files_to_sync(items) {
+            syncs.push((root, (self.root(root)?.clone(), files)));
         }
-        for (root, files) in by_root {
-            let dir = self.root(root)?;
-            let synced = self.disk.sync_files(dir, &files);
-            mutants::forgiven("failed_data_sync", synced).map_err(|error| {
-                let path = match root {
-                    Root::Warehouse => self.warehouse.path.clone(),
-                    Root::Input(source) => self.input_path(source),
-                };
-                Failure::sync("make the files durable in", &path, &error)
-            })?;
+        if mutants::on("data_unsynced") {
+            syncs.clear();
         }
-        Ok(())
-    }
-
-    fn commit_intents(&mut self, items: &[Item<D::File>]) -> Result<(), Failure> {
-        let intents: Vec<_> = items
+        let (roots, syncs): (Vec<Root>, Vec<_>) = syncs.into_iter().unzip();
+        let mut intents: Vec<_> = items
             .iter()
             .filter(|item| item.arrival.placement != Placement::None)
             .map(|item| item.arrival.clone())
             .collect();
-        if intents.is_empty() {
-            return Ok(());
+        if mutants::on("intents_uncommitted") {
+            intents.clear();
         }
-        self.ledger.commit_intents(&intents, self.next_seq)
+        let disk = self.disk.clone();
+        let (synced, done) = disk.sync_files_beside(&syncs, || {
+            if !intents.is_empty() {
+                self.ledger.commit_intents(&intents, self.next_seq)?;
+            }
+            points::reached("intents_committed");
+            self.settle()
+        });
+        if let Err((at, error)) = synced
+            && !mutants::on("failed_data_sync")
+        {
+            let path = match roots[at] {
+                Root::Warehouse => self.warehouse.path.clone(),
+                Root::Input(source) => self.input_path(source),
+            };
+            return Err(Failure::sync("make the files durable in", &path, &error));
+        }
+        done
     }
 
     /// Commit B, the commit point.
@@ -415,7 +458,8 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
         }
     }
 
-    /// Waits a moment for room, without holding on to any file that is still in staging. What waits is promised or
+    /// Waits a moment for room, without holding on to any file that is still in staging but for those whose bytes are being
+    /// synced (if there is none to remove the sources of the batch before). What waits is promised or
     /// placed, so it is left to the next start when ringest is asked to stop.
     pub(super) fn wait_for_room(&mut self, reason: &str) -> Result<(), Failure> {
         if self.metrics.pause(reason) {

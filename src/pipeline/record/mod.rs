@@ -30,7 +30,7 @@ use crate::pipeline::queue::Queue;
 use crate::pipeline::{Fate, Staged};
 use crate::trial::{mutants, points};
 
-use commit::Needs;
+use commit::{Batch, Needs};
 use dirs::Dirs;
 use manifest::ManifestWriter;
 
@@ -132,6 +132,8 @@ pub struct Recorder<D: Disk, L: Ledger> {
     later_waits: bool,
     /// Copies of content that the batch before was still placing.
     parked: Vec<Staged<D::File>>,
+    /// A batch that is recorded, and owes something.
+    unpaid: Option<Batch<D>>,
     /// Where batches come from, once there are any.
     queue: Option<Arc<Queue<Staged<D::File>>>>,
     /// What there was no room for the last time.
@@ -192,6 +194,7 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
             later: Commit::default(),
             later_waits: false,
             parked: Vec::new(),
+            unpaid: None,
             queue: None,
             wanted: Needs::default(),
         }
@@ -209,6 +212,7 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
                 }
             }
             if batch.is_empty() {
+                self.settle()?;
                 self.commit_later()?;
                 match staged.pop() {
                     Some(next) => batch.push(next),

@@ -3,7 +3,7 @@
 //! | crash after step | recovery finds | and does |
 //! |---|---|---|
 //! | 1, 2 | the file in staging | nothing; it will be seen again |
-//! | 3 (A) | intent, source only | drops the intent; the normal flow sees the file again |
+//! | 3 (A), 2 done or not | intent, source only | drops the intent; the normal flow sees the file again |
 //! | 3 (A) | intent, neither name | drops it: withdrawn; nothing was acknowledged |
 //! | 3 (A) | a number given out without intent or record | leaves a void row |
 //! | 4, 5 | intent, its inode at the destination, digest right | goes on at step 5 |
