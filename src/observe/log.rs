@@ -19,7 +19,7 @@ use std::panic::{self, PanicHookInfo};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::{self, Thread};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crossbeam_queue::ArrayQueue;
 use rustix::event::{PollFd, PollFlags, poll};
@@ -40,8 +40,8 @@ const OVERFLOW_BYTES_MAX: usize = 64 << 20;
 /// Bytes given to one write.
 const BATCH_BYTES: usize = 64 << 10;
 
-/// How long the writer, once woken, lets lines gather. At 30,000 events a second this makes 200
-/// wakeups and writes of them instead of 30,000.
+/// How long after a write the writer lets lines gather. At 30,000 events a second this makes 200
+/// wakeups and writes of them instead of 30,000. After a quiet time the first line is written at once.
 const GATHER: Duration = Duration::from_millis(5);
 
 /// How long a flush waits for a stderr that is stuck.
@@ -255,8 +255,8 @@ impl Lines {
         }
     }
 
-    /// Parks the calling writer until there is something to do, and lets it gather.
-    fn wait(&self) {
+    /// Parks the calling writer until there is something to do and, if it wrote a moment ago, lets that gather.
+    fn wait(&self, written: Option<Instant>) {
         loop {
             self.writer_parked.store(true, Ordering::Relaxed);
             fence(Ordering::SeqCst);
@@ -266,8 +266,9 @@ impl Lines {
             thread::park();
         }
         self.writer_parked.store(false, Ordering::Relaxed);
-        if !self.flush_is_asked() {
-            thread::park_timeout(GATHER); // A flush cuts it short.
+        let rest = rest_after(written, Instant::now());
+        if !rest.is_zero() && !self.flush_is_asked() {
+            thread::park_timeout(rest); // A flush cuts it short.
         }
     }
 
@@ -284,6 +285,13 @@ impl Lines {
     }
 }
 
+/// How long lines gather now that were last written then.
+fn rest_after(written: Option<Instant>, now: Instant) -> Duration {
+    written.map_or(Duration::ZERO, |written| {
+        GATHER.saturating_sub(now.saturating_duration_since(written))
+    })
+}
+
 /// The thread that writes.
 struct Writer<W> {
     lines: Arc<Lines>,
@@ -297,9 +305,11 @@ struct Writer<W> {
 
 impl<W: Write> Writer<W> {
     fn run(mut self) {
+        let mut written = None;
         loop {
-            self.lines.wait();
+            self.lines.wait(written);
             self.drain();
+            written = Some(Instant::now());
         }
     }
 
@@ -841,6 +851,16 @@ mod tests {
                 .iter()
                 .all(|event| *event == written || *event == told)
         );
+    }
+
+    #[test]
+    fn lines_gather_after_a_write_and_not_after_a_quiet_time() {
+        let now = Instant::now();
+        let millis = Duration::from_millis;
+        assert_eq!(rest_after(None, now), Duration::ZERO);
+        assert_eq!(rest_after(Some(now), now), GATHER);
+        assert_eq!(rest_after(Some(now), now + millis(2)), GATHER - millis(2));
+        assert_eq!(rest_after(Some(now), now + millis(100)), Duration::ZERO);
     }
 
     #[test]
