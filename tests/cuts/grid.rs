@@ -216,29 +216,29 @@ fn manifests(place: &Place) -> Vec<(PathBuf, Vec<u8>)> {
         .collect()
 }
 
-/// A file in the warehouse that is not in the manifest yet.
-fn placed_file(place: &Place) -> PathBuf {
+/// A file in the warehouse that is not in the manifest yet, if the batch has one.
+fn placed_file(place: &Place) -> Option<PathBuf> {
     let lines = place.site.manifest_so_far();
     let recorded: Vec<PathBuf> = lines.iter().map(|line| line.placed()).collect();
     let mut placed = place.site.placed_files().into_iter();
-    placed
-        .find(|path| !recorded.contains(path))
-        .expect("a file is placed and not recorded")
+    placed.find(|path| !recorded.contains(path))
 }
 
 /// Its time changes, not its content: no lease notices.
 fn touch_a_placed_file(place: &Place) {
-    let file = fs::File::open(placed_file(place)).expect("open a placed file");
+    let Some(path) = placed_file(place) else {
+        return;
+    };
+    let file = fs::File::open(path).expect("open a placed file");
     file.set_modified(std::time::SystemTime::now())
         .expect("touch a placed file");
 }
 
 fn write_to_a_placed_file(place: &Place, history: &mut History) {
     // A power cut may have taken all of them.
-    if place.site.placed_files().len() == place.site.manifest_so_far().len() {
+    let Some(path) = placed_file(place) else {
         return;
-    }
-    let path = placed_file(place);
+    };
     let old = fs::read(&path).expect("read a placed file");
     let mut file = fs::File::options()
         .append(true)

@@ -173,7 +173,7 @@ pub fn rows() -> Vec<Row> {
     let recovery = RECOVERY
         .iter()
         .map(|&(first, at, needs)| row(Some(first), at, needs, Meddle::No));
-    let taken_back = ["placed,taken_back", "placed_one:9,taken_back,reported"]
+    let taken_back = ["placed,taken_back", "placed:2,taken_back,reported"]
         .map(|at| row(None, at, Needs::Nothing, Meddle::Touch));
     let undone = ["recovery_acted", "recovery_undone", "recovered"]
         .map(|at| row(Some("placed:2"), at, Needs::Nothing, Meddle::Write));
