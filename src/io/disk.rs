@@ -54,7 +54,17 @@ pub trait Disk: Clone {
     fn reserve(&self, file: &Self::File, offset: u64, length: u64) -> io::Result<()>;
     /// Makes the bytes of many files durable, all of which lie on the filesystem of `root`.
     fn sync_files(&self, root: &Self::Dir, files: &[&Self::File]) -> io::Result<()>;
-    /// The same for several roots, while `meanwhile` is done. An error comes with the place of its root among them.
+    /// The same for several roots. An error comes with the place of its root among them.
+    fn sync_files_of_roots(
+        &self,
+        files: &[SyncedBeneath<'_, Self>],
+    ) -> Result<(), (usize, io::Error)> {
+        let mut files = files.iter().enumerate();
+        files.try_for_each(|(at, (root, files))| {
+            self.sync_files(root, files).map_err(|error| (at, error))
+        })
+    }
+    /// The same, while `meanwhile` is done.
     fn sync_files_beside<T>(
         &self,
         files: &[SyncedBeneath<'_, Self>],
@@ -301,12 +311,7 @@ impl Disk for RealDisk {
         files: &[SyncedBeneath<'_, RealDisk>],
         meanwhile: impl FnOnce() -> T,
     ) -> (Result<(), (usize, io::Error)>, T) {
-        let sync = || {
-            let mut files = files.iter().enumerate();
-            files.try_for_each(|(at, (root, files))| {
-                self.sync_files(root, files).map_err(|error| (at, error))
-            })
-        };
+        let sync = || self.sync_files_of_roots(files);
         if files.is_empty() || !self.durable {
             return (Ok(()), meanwhile());
         }

@@ -1501,12 +1501,7 @@ impl Disk for SimDisk {
         files: &[SyncedBeneath<'_, SimDisk>],
         meanwhile: impl FnOnce() -> T,
     ) -> (Result<(), (usize, io::Error)>, T) {
-        let sync = || {
-            let mut files = files.iter().enumerate();
-            files.try_for_each(|(at, (root, files))| {
-                self.sync_files(root, files).map_err(|error| (at, error))
-            })
-        };
+        let sync = || self.sync_files_of_roots(files);
         let syncs_first = {
             let mut state = self.0.borrow_mut();
             let percent = state.syncs_first_percent;
