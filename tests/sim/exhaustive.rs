@@ -717,6 +717,39 @@ fn a_recorded_source_that_cannot_be_read_stays_owed_and_is_not_taken_again() {
     assert!(stayed > 1, "when it was opened and when it was read");
 }
 
+/// Its state is not known to be on the disk, so it cannot be what it is known by.
+#[test]
+fn a_source_that_can_neither_be_removed_nor_opened_stays_owed_through_a_power_cut() {
+    let mut explorer = Explorer::new();
+    let (mut kept, mut stayed) = (0, 0);
+    for after in 0.. {
+        let (state, mut process, memory) = explorer.arrange(&[Kind::Copied]).expect("a start");
+        explorer.memory = memory;
+        let due = {
+            let mut state = state.borrow_mut();
+            let (now, due) = (state.events, state.events + after);
+            let denied = Happening::Fault(Fault::Denied);
+            state.due.push((now, denied));
+            state.due.push((due, Happening::Fault(Fault::Read)));
+            due
+        };
+        let ran = explorer.round(&state, &mut process, &mut BTreeSet::new());
+        ran.map_err(told).expect("it goes on");
+        let state = state.borrow();
+        kept += state.ledger.kept().len();
+        stayed += state.ledger.owed().len();
+        for stopped in explorer.crashes(&state.image, &state.ledger, QUESTIONS_MAX) {
+            let recovered = explorer.recover(&stopped, false).map(|_| ());
+            assert_eq!(recovered, Ok(()), "event {after}");
+        }
+        if state.events < due {
+            break;
+        }
+    }
+    assert!(kept > 0, "it could be opened");
+    assert!(stayed > 0, "it could not");
+}
+
 /// Who has it open has more to say than what was recorded.
 #[test]
 fn a_recorded_source_that_somebody_has_open_is_an_arrival() {

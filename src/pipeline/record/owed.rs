@@ -86,7 +86,9 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
             match removal {
                 Removal::Gone | Removal::NoRoom(_) => {}
                 Removal::Stays(path, reason) => {
-                    self.keep(&mut dirs, &owed, path, reason, &mut done)?;
+                    if !self.keep(&mut dirs, &owed, path, reason, &mut done)? {
+                        continue;
+                    }
                 }
                 // The row stays; the next start tries again.
                 Removal::Later => continue,
@@ -264,7 +266,7 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
         Ok(digest.map(|digest| digest == arrival.digest))
     }
 
-    /// Remembers a file that cannot be removed, by the name that it has now.
+    /// Remembers a file that cannot be removed, by the name that it has now. False if it stays owed.
     fn keep(
         &self,
         dirs: &mut BatchDirs<D>,
@@ -272,7 +274,7 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
         path: PathBuf,
         reason: String,
         done: &mut Commit,
-    ) -> Result<(), Failure> {
+    ) -> Result<bool, Failure> {
         let root = Root::Input(owed.source);
         let shown = self.input_path(owed.source).join(&path);
         events::file_kept(&shown, &reason);
@@ -280,24 +282,35 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
         let opened = self
             .dir_of(dirs, root, &path, false)?
             .and_then(|dir| self.disk.open(&dir, name_of(&path)));
-        if let Ok(file) = opened {
-            self.disk
-                .sync_files(self.root(root)?, &[&file])
-                .map_err(|error| Failure::sync("sync", &shown, &error))?;
-        }
+        let durable = match opened {
+            Ok(file) => {
+                self.disk
+                    .sync_files(self.root(root)?, &[&file])
+                    .map_err(|error| Failure::sync("sync", &shown, &error))?;
+                true
+            }
+            Err(_) => mutants::on("unsynced_state_kept"),
+        };
         // What has its name by now is an arrival.
-        if let Some(seen) = self.look(dirs, root, &path)?
-            && seen.identity.same_inode(&owed.identity)
-        {
-            done.kept.push(Kept {
-                source: owed.source,
-                path,
-                identity: seen.identity,
-                seq: owed.seq,
-                reason,
-            });
+        let seen = self.look(dirs, root, &path)?;
+        let Some(seen) = seen.filter(|seen| seen.identity.same_inode(&owed.identity)) else {
+            return Ok(true);
+        };
+        // Under another name what is owed would not find it.
+        let stays_owed = !durable && path == owed.path;
+        let kept = Kept {
+            source: owed.source,
+            path,
+            identity: seen.identity,
+            seq: owed.seq,
+            reason,
+        };
+        if stays_owed {
+            self.kept.add(&kept);
+        } else {
+            done.kept.push(kept);
         }
-        Ok(())
+        Ok(!stays_owed)
     }
 
     /// Writes why a file was set aside. What it says is a function of the record, so writing it again is harmless.
