@@ -6,6 +6,7 @@
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::time::Duration;
 
 use rustix::pipe::SpliceFlags;
 
@@ -129,6 +130,14 @@ impl ReadEngine {
         }
     }
 
+    /// Begins at once with what was started, instead of with the next wait.
+    pub fn begin(&mut self) {
+        match self {
+            ReadEngine::Uring(ring) => ring.begin(),
+            ReadEngine::Sync(_) => {}
+        }
+    }
+
     /// Waits for at least one to end, if any is in flight, and moves all that have ended to `done`.
     pub fn wait(&mut self, done: &mut Vec<Done>) -> io::Result<()> {
         match self {
@@ -154,7 +163,7 @@ mod uring {
     #![allow(unsafe_code)]
 
     use super::*;
-    use io_uring::{IoUring, opcode, types};
+    use io_uring::{Builder, IoUring, opcode, types};
 
     /// A ring and the buffers that are in the kernel's hands.
     ///
@@ -180,6 +189,19 @@ mod uring {
         Refused,
     }
 
+    type Flag = fn(&mut Builder) -> &mut Builder;
+
+    /// They save interrupts and locks. Linux 5.19 has the first, 6.0 the second, 6.1 the third; each is refused before.
+    const FLAGS: [Flag; 3] = [
+        Builder::setup_coop_taskrun,
+        Builder::setup_single_issuer,
+        Builder::setup_defer_taskrun,
+    ];
+
+    /// How often a request is offered that the kernel has no memory for, and the time between.
+    const MEMORY_TRIES: u32 = 500;
+    const MEMORY_REST: Duration = Duration::from_millis(10);
+
     impl std::fmt::Debug for Ring {
         fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
             write!(f, "Ring {{ in_flight: {} }}", self.in_flight)
@@ -188,15 +210,19 @@ mod uring {
 
     impl Ring {
         pub fn new(depth: u32) -> io::Result<Ring> {
-            // Newer kernels save interrupts and locks with these; older ones refuse them.
-            let ring = IoUring::builder()
-                .setup_single_issuer()
-                .setup_coop_taskrun()
-                .setup_defer_taskrun()
-                .build(depth)
-                .or_else(|_| IoUring::new(depth))?;
+            let with = |flags: &[Flag]| {
+                let mut builder = IoUring::builder();
+                for flag in flags {
+                    flag(&mut builder);
+                }
+                builder.build(depth)
+            };
+            let fewer = (0..FLAGS.len()).rev();
+            let ring = fewer.fold(with(&FLAGS), |ring, left| {
+                ring.or_else(|_| with(&FLAGS[..left]))
+            });
             Ok(Ring {
-                ring,
+                ring: ring?,
                 flying: (0..depth).map(|_| None).collect(),
                 free: (0..depth as usize).rev().collect(),
                 in_flight: 0,
@@ -295,16 +321,30 @@ mod uring {
             }
         }
 
+        pub fn begin(&mut self) {
+            // What the kernel does not take now it is given, or refuses, at the next wait.
+            let _ = self.ring.submit();
+        }
+
         pub fn wait(&mut self, done: &mut Vec<Done>) -> io::Result<()> {
             if self.in_flight == 0 {
                 return Ok(());
             }
+            let mut tries_left = MEMORY_TRIES;
             loop {
                 match self.ring.submit_and_wait(1) {
                     Ok(_) => break,
                     Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                     // The completion queue is full: take what is there first.
                     Err(error) if error.raw_os_error() == Some(libc::EBUSY) => break,
+                    // No memory for a request: what was not taken stays in the queue, and is offered again.
+                    Err(error) if is_want_of_memory(&error) && tries_left > 0 => {
+                        if !self.ring.completion().is_empty() {
+                            break;
+                        }
+                        tries_left -= 1;
+                        std::thread::sleep(MEMORY_REST);
+                    }
                     Err(error) => return Err(error),
                 }
             }
@@ -327,6 +367,10 @@ mod uring {
             }
             Ok(())
         }
+    }
+
+    fn is_want_of_memory(error: &io::Error) -> bool {
+        matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::ENOMEM))
     }
 
     impl Drop for Ring {
@@ -434,6 +478,30 @@ mod tests {
             copy.rewind().unwrap();
             copy.read_to_end(&mut seen).unwrap();
             assert!(seen == content);
+        }
+    }
+
+    #[test]
+    fn every_engine_begins_before_it_is_waited_for() {
+        let (file, content) = some_file(4096);
+        for choice in CHOICES {
+            let (mut engine, _) = ReadEngine::open(choice, 2).unwrap();
+            let (out, into) = rustix::pipe::pipe().unwrap();
+            let (from, to) = (End::File(file.as_fd(), 0), End::Pipe(into.as_fd()));
+            engine.splice(7, from, to, 4096).unwrap();
+            engine.begin();
+            let mut poll = [rustix::event::PollFd::new(
+                &out,
+                rustix::event::PollFlags::IN,
+            )];
+            let patience = rustix::fs::Timespec {
+                tv_sec: 10,
+                tv_nsec: 0,
+            };
+            assert_eq!(rustix::event::poll(&mut poll, Some(&patience)), Ok(1));
+            let mut seen = vec![0; 4096];
+            let read = rustix::io::read(&out, &mut seen).unwrap();
+            assert!(seen[..read] == content[..read]);
         }
     }
 

@@ -194,12 +194,19 @@ impl CopyTarget {
     pub fn write_after_all(&mut self) -> io::Result<CopyMethod> {
         // A zero that is left out must not be what the kernel left there.
         rustix::fs::ftruncate(&self.fd, 0)?;
-        Ok(match std::mem::replace(&mut self.way, Way::Written) {
-            Way::Written => CopyMethod::Write,
-            Way::Cloned => CopyMethod::Reflink,
-            Way::Ranges(_) => CopyMethod::CopyFileRange,
-            Way::Spliced(..) => CopyMethod::Splice,
-        })
+        let before = self.by_kernel().unwrap_or(CopyMethod::Write);
+        self.way = Way::Written;
+        Ok(before)
+    }
+
+    /// How the kernel makes the copy, if it does.
+    pub fn by_kernel(&self) -> Option<CopyMethod> {
+        match self.way {
+            Way::Written => None,
+            Way::Cloned => Some(CopyMethod::Reflink),
+            Way::Ranges(_) => Some(CopyMethod::CopyFileRange),
+            Way::Spliced(..) => Some(CopyMethod::Splice),
+        }
     }
 
     /// The copy, if it is what has to be read and hashed.
@@ -526,5 +533,36 @@ mod tests {
             let error = copy(method, &source, (2 << 20) + 1).unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof, "{method}");
         }
+    }
+
+    #[test]
+    fn a_copy_that_is_refused_behind_a_leading_hole_is_written_from_its_beginning() {
+        let source = tempfile::tempfile().unwrap();
+        source.write_all_at(&[7; 5000], 3 << 20).unwrap();
+        let seen = stat::stat_fd(&source).unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let root = crate::io::open::root_dir(directory.path()).unwrap();
+        let mut target = CopyTarget::create(&root, &seen, true).unwrap();
+        target.leave_to_kernel(CopyMethod::Splice, &source).unwrap();
+        let step = target.copy_ahead(source.as_fd(), 0).unwrap();
+        assert!(step.is_some(), "data follow within what it is ahead");
+        // Nothing of the hole may be read before the first data are there: it could not begin again.
+        assert_eq!(target.readable(), 0);
+        let error = target.spliced(Err(Errno::INVAL.into())).unwrap_err();
+        assert!(is_refusal(&error));
+        assert_eq!(target.write_after_all().unwrap(), CopyMethod::Splice);
+        assert!(target.is_written());
+        assert_eq!(target.readable(), seen.identity.size);
+        let mut content = vec![0; seen.identity.size as usize];
+        source.read_exact_at(&mut content, 0).unwrap();
+        target.write(&content, 0).unwrap();
+        let copy = target.finish(&source, &seen).unwrap();
+        assert_eq!(copy.identity.size, seen.identity.size);
+        let mut copied = vec![1; content.len()];
+        assert_eq!(
+            rustix::io::pread(&copy.file, &mut copied, 0).unwrap(),
+            content.len()
+        );
+        assert!(copied == content);
     }
 }

@@ -48,6 +48,18 @@ impl Methods {
         }
     }
 
+    /// Files are copied that way, if it works.
+    #[cfg(test)]
+    pub fn of(copy: CopyMethod) -> Methods {
+        Methods {
+            read: ReadMethod::Buffered,
+            copy,
+            cachestat: false,
+            dioalign: false,
+            refused: Mutex::default(),
+        }
+    }
+
     /// Has a file read past the page cache, if that suits it. What is returned is what offset and length of reads have to be
     /// multiples of, in bytes.
     pub fn begin_direct(&self, file: impl AsFd, size: u64) -> Option<usize> {

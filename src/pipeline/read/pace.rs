@@ -34,9 +34,14 @@ impl Pace {
         }
     }
 
+    /// Whether anybody may have to wait.
+    pub fn is_limited(&self) -> bool {
+        self.bytes_per_second > 0
+    }
+
     /// Waits until so many bytes may be read. False if it is to stop meanwhile.
     pub fn wait(&self, bytes: u64, stopping: &AtomicBool) -> bool {
-        if self.bytes_per_second == 0 {
+        if !self.is_limited() {
             return true;
         }
         let turn = Duration::from_nanos(self.take_turn(self.now_nanos(), bytes));

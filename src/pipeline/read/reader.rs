@@ -324,12 +324,7 @@ impl Reader {
         let own = files.filter(|file| file.large.is_some()).count();
         let all = shared.large_open.load(Ordering::Acquire);
         let takes_large = takes_large(own, all, shared.governor.readers(), shared.hash_lanes);
-        let left = if takes_large {
-            shared.large.try_pop()
-        } else {
-            None
-        };
-        if let Some(candidate) = left {
+        while takes_large && let Some(candidate) = shared.large.try_pop() {
             // What was left there is not read during a pause; the discoverer sends one file to find out about room.
             let Some(reason) = shared.metrics.pause_reason() else {
                 return Next::Candidate(candidate);
@@ -538,8 +533,14 @@ impl Reader {
         let Some(file) = &mut self.slots[index] else {
             return;
         };
+        let size = file.before.identity.size;
+        if self.shared.stopping.load(Ordering::Relaxed) && size - file.next > LARGE_BYTES {
+            // It stays in staging: to read it to the end may take longer than anybody waits for that.
+            let leave = || again(Duration::ZERO, Waiting::Turn);
+            file.leaving.get_or_insert_with(leave);
+        }
         let readable = file.copy.as_ref().map(CopyTarget::readable);
-        let readable = readable.unwrap_or(file.before.identity.size);
+        let readable = readable.unwrap_or(size);
         while file.leaving.is_none()
             && file.next < readable
             && file.chunks.len() < file.reads_at_once()
@@ -568,7 +569,13 @@ impl Reader {
             file.issued += 1;
             file.next += chunk.length as u64;
             match read(&mut self.engine, index, file, &chunk, buffer) {
-                Ok(()) => file.chunks.push_back(chunk),
+                Ok(()) => {
+                    file.chunks.push_back(chunk);
+                    // The next one may have to wait for its turn.
+                    if self.shared.pace.is_limited() {
+                        self.engine.begin();
+                    }
+                }
                 Err(error) => {
                     self.buffers_unmade += 1;
                     file.leaving = Some(Leave::Failed("read", error));
@@ -615,6 +622,14 @@ impl Reader {
                         .get_or_insert(Leave::Failed("write in the warehouse the copy of", error));
                 }
             }
+        } else if let Some(method) = file.copy.as_ref().and_then(CopyTarget::by_kernel)
+            && copy::is_refusal(&error)
+        {
+            // Too late for this turn: some of it was hashed. The next one writes it.
+            let source = file.candidate.input.id;
+            self.shared.methods.copy_refused(source, method, &error);
+            file.leaving
+                .get_or_insert_with(|| again(CHANGED_REST, Waiting::Turn));
         } else if error.kind() == io::ErrorKind::UnexpectedEof {
             let input = &file.candidate.input;
             let path = input.absolute(file.candidate.path());
@@ -1151,7 +1166,13 @@ mod tests {
 
     #[test]
     fn a_reader_too_many_ends_with_nothing_open_and_nothing_left_where_nobody_looks() {
-        for closed in [false, true] {
+        // What is left behind goes back to the others, is read if they may not look again, or back to staging in a pause.
+        let cases = [
+            (false, false, (2, 1), 4),
+            (true, false, (3, 0), 4),
+            (false, true, (2, 0), 3),
+        ];
+        for (closed, paused, then, in_the_end) in cases {
             let root = tempfile::tempdir().unwrap();
             let shared = shared(root.path(), &[LARGE_BYTES + 1; 4], 2);
             let mut readers = [(); 2].map(|()| Reader::new(Arc::clone(&shared)).unwrap().0);
@@ -1171,17 +1192,80 @@ mod tests {
             if closed {
                 shared.candidates.close();
             }
+            if paused {
+                shared.metrics.pause("a test");
+            }
             let [mut first, mut second] = readers;
             second.run().unwrap();
             assert_eq!(open(&second), 0);
             assert_eq!(shared.large.depth(), 0);
-            // It goes back to the others, or is read, if they may not look again.
-            let (staged, left) = (shared.staged.depth(), shared.candidates.depth());
-            assert_eq!((staged, left), if closed { (3, 0) } else { (2, 1) });
+            assert_eq!((shared.staged.depth(), shared.candidates.depth()), then);
 
             shared.candidates.close();
             first.run().unwrap();
-            assert_eq!(shared.staged.depth(), 4);
+            assert_eq!(shared.staged.depth(), in_the_end);
+        }
+    }
+
+    #[test]
+    fn a_pause_sends_back_all_that_was_left_to_others_before_anybody_waits_for_more() {
+        let root = tempfile::tempdir().unwrap();
+        let shared = shared(root.path(), &[LARGE_BYTES + 1; 4], 1);
+        let (reader, _) = Reader::new(Arc::clone(&shared)).unwrap();
+        while let Some(candidate) = shared.candidates.try_pop() {
+            shared.large.try_push(candidate).unwrap();
+        }
+        shared.metrics.pause("a test");
+        shared.candidates.close();
+        assert!(matches!(reader.next_candidate(), Next::NothingEver));
+        assert_eq!(shared.large.depth(), 0);
+    }
+
+    #[test]
+    fn who_is_asked_to_stop_reads_small_files_to_the_end_and_leaves_large_ones() {
+        let root = tempfile::tempdir().unwrap();
+        let shared = shared(root.path(), &[4 * LARGE_BYTES, 700_000], 1);
+        let (mut reader, _) = Reader::new(Arc::clone(&shared)).unwrap();
+        assert!(reader.sit() && reader.take_candidates());
+        assert_eq!(reader.slots.iter().flatten().count(), 2);
+        shared.stopping.store(true, Ordering::Relaxed);
+        shared.candidates.close();
+        reader.run().unwrap();
+        let staged = shared.staged.try_pop().expect("the small one");
+        assert_eq!(staged.stat.identity.size, 700_000);
+        assert_eq!(shared.staged.depth(), 0);
+    }
+
+    #[test]
+    fn a_way_to_copy_that_ends_half_way_is_not_taken_again() {
+        for (issued, then) in [(0, CopyMethod::CopyFileRange), (3, CopyMethod::Write)] {
+            let root = tempfile::tempdir().unwrap();
+            let mut shared = shared(root.path(), &[2 << 20], 1);
+            let method = CopyMethod::CopyFileRange;
+            Arc::get_mut(&mut shared).expect("nobody else's").methods = Methods::of(method);
+            let (mut reader, _) = Reader::new(Arc::clone(&shared)).unwrap();
+            let mut candidate = shared.candidates.try_pop().expect("one");
+            candidate.copy = true;
+            let source = candidate.input.id;
+            reader.start(0, candidate);
+            let file = reader.slots[0].as_mut().expect("it is open");
+            assert_eq!(file.copy.as_ref().unwrap().by_kernel(), Some(method));
+            file.issued = issued;
+            // A full disk says nothing about the way.
+            reader.copy_failed(0, Errno::NOSPC.into());
+            assert_eq!(shared.methods.copy(source), method);
+            let file = reader.slots[0].as_mut().unwrap();
+            assert!(matches!(
+                file.leaving.take(),
+                Some(Leave::With(Fate::NoRoom(_)))
+            ));
+            if then == CopyMethod::Write {
+                reader.copy_failed(0, Errno::OPNOTSUPP.into());
+                let file = reader.slots[0].as_ref().unwrap();
+                let again = matches!(file.leaving, Some(Leave::With(Fate::Again { .. })));
+                assert!(again, "its next turn is soon");
+            }
+            assert_eq!(shared.methods.copy(source), then);
         }
     }
 
