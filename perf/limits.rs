@@ -2,11 +2,16 @@
 //! them.
 //!
 //! - `limits rename FROM TO` renames every file of one directory into another.
+//! - `limits durable FROM TO` does the same, with what it takes to survive a power cut: the bytes are synced before, both
+//!   directories after.
+//! - `limits syncs DIR COUNT MILLISECONDS` writes and syncs, so often and with so long a rest between, what one file alone is
+//!   written and synced for by the commit protocol, in its order.
 //! - `limits read FILE…` reads files through the page cache and hashes them, two streams in lockstep in each of two threads.
 //! - `limits hash SECONDS HASHER…` hashes on one core, in turn with each hasher: `ring`, or a number of lanes.
 //! - `limits make DIR COUNT BYTES` makes files of random content, as a writer leaves them that does not sync.
 //!
-//! `hash` prints bytes a second of processor time, a line for each hasher, all others the seconds it took.
+//! `hash` prints bytes a second of processor time, a line for each hasher, `syncs` the seconds that each turn took, all others the
+//! seconds it took.
 
 use std::fs::{self, File};
 use std::hint::black_box;
@@ -40,12 +45,15 @@ fn main() -> io::Result<()> {
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let figures = match words[..] {
         ["rename", from, to] => vec![rename(Path::new(from), Path::new(to))?],
+        ["durable", from, to] => vec![durable(Path::new(from), Path::new(to))?],
+        ["syncs", dir, count, rest] => syncs(Path::new(dir), number(count)?, number(rest)?)?,
         ["read", ref files @ ..] => vec![read(files)?],
         ["hash", seconds, ref hashers @ ..] => hash(number(seconds)?, hashers)?,
         ["make", to, count, bytes] => vec![make(Path::new(to), number(count)?, number(bytes)?)?],
         _ => {
             eprintln!(
-                "usage: limits rename FROM TO | read FILE… | hash SECONDS HASHER… | make DIR COUNT BYTES"
+                "usage: limits rename FROM TO | durable FROM TO | syncs DIR COUNT MILLISECONDS | read FILE… | \
+                 hash SECONDS HASHER… | make DIR COUNT BYTES"
             );
             std::process::exit(2);
         }
@@ -84,6 +92,79 @@ fn rename(from: &Path, to: &Path) -> io::Result<f64> {
         fs::rename(from.join(&name), to.join(&name))?;
     }
     Ok(began.elapsed().as_secs_f64())
+}
+
+fn durable(from: &Path, to: &Path) -> io::Result<f64> {
+    let began = Instant::now();
+    rustix::fs::syncfs(File::open(from)?)?;
+    rename(from, to)?;
+    File::open(to)?.sync_all()?;
+    File::open(from)?.sync_all()?;
+    Ok(began.elapsed().as_secs_f64())
+}
+
+// ---- syncs ----
+
+/// Bytes of the ledger's pages that the commit of one file writes, about.
+const COMMIT_BYTES: usize = 8 * PAGE_BYTES;
+const PAGE_BYTES: usize = 4096;
+/// About as long as a line of the manifest.
+const LINE_BYTES: usize = 400;
+
+/// A file that is written to and synced as LMDB does it: pages, then the page that says which of them count.
+struct Pages {
+    file: File,
+    noise: Vec<u8>,
+}
+
+impl Pages {
+    fn make(path: &Path) -> io::Result<Pages> {
+        let file = File::create_new(path)?;
+        let noise = noise(PAGE_BYTES + COMMIT_BYTES);
+        file.write_all_at(&noise, 0)?;
+        file.sync_all()?;
+        Ok(Pages { file, noise })
+    }
+
+    fn commit(&self) -> io::Result<()> {
+        let (head, pages) = self.noise.split_at(PAGE_BYTES);
+        self.file.write_all_at(pages, PAGE_BYTES as u64)?;
+        self.file.sync_data()?;
+        self.file.write_all_at(head, 0)?;
+        self.file.sync_data()
+    }
+}
+
+fn syncs(dir: &Path, count: u64, rest: u64) -> io::Result<Vec<f64>> {
+    let (from, to) = (dir.join("from"), dir.join("to"));
+    fs::create_dir(&from)?;
+    fs::create_dir(&to)?;
+    let ledger = Pages::make(&dir.join("ledger"))?;
+    let manifest = File::create_new(dir.join("manifest"))?;
+    let (from_dir, to_dir) = (File::open(&from)?, File::open(&to)?);
+    File::open(dir)?.sync_all()?;
+    let line = noise(LINE_BYTES);
+    let mut took = Vec::new();
+    for turn in 0..count {
+        std::thread::sleep(Duration::from_millis(rest));
+        let name = turn.to_string();
+        fs::write(from.join(&name), &name)?;
+        let began = Instant::now();
+        let file = File::open(from.join(&name))?;
+        std::thread::scope(|scope| {
+            let synced = scope.spawn(|| file.sync_all());
+            ledger.commit()?;
+            synced.join().expect("no panic")
+        })?;
+        fs::rename(from.join(&name), to.join(&name))?;
+        to_dir.sync_all()?;
+        from_dir.sync_all()?;
+        ledger.commit()?;
+        manifest.write_all_at(&line, turn * LINE_BYTES as u64)?;
+        manifest.sync_all()?;
+        took.push(began.elapsed().as_secs_f64());
+    }
+    Ok(took)
 }
 
 // ---- read ----
