@@ -409,6 +409,33 @@ impl Explorer {
         Ok(came)
     }
 
+    /// Starts, each time with an error at another event, and takes what is in staging; the next start must find nothing wrong. Returns
+    /// how many debts were left by them all.
+    fn starts_with(&mut self, stopped: &Stopped, fault: Fault) -> usize {
+        let mut stayed = 0;
+        for after in 0.. {
+            let state = self.state(&stopped.image, &stopped.ledger);
+            let due = (after, Happening::Fault(fault));
+            state.borrow_mut().due.push(due);
+            let before = check::brought(&stopped.image);
+            let (config, dummies) = (&self.config, &self.dummies);
+            let started = start(&state, config, dummies, stopped.suspect, Absent::default());
+            let came = state.borrow().events >= after;
+            state.borrow_mut().calm();
+            let outlived = started.and_then(|(mut process, _)| {
+                stayed += state.borrow().ledger.owed().len();
+                self.round(&state, &mut process, &mut BTreeSet::new())?;
+                Ok(process)
+            });
+            let went_on = self.goes_on(&state, outlived, &before, &mut Memory::default());
+            assert_eq!(went_on, Ok(()), "event {after}");
+            if !came {
+                break;
+            }
+        }
+        stayed
+    }
+
     /// What an error left is done by the next start, whether the process outlived it or not.
     fn goes_on(
         &mut self,
@@ -692,29 +719,18 @@ fn given_back(explorer: &mut Explorer) -> Stopped {
 fn a_recorded_source_that_cannot_be_read_stays_owed_and_is_not_taken_again() {
     let mut explorer = Explorer::new();
     let stopped = given_back(&mut explorer);
-    let mut stayed = 0;
-    for after in 0.. {
-        let state = explorer.state(&stopped.image, &stopped.ledger);
-        let fault = Happening::Fault(Fault::Read);
-        state.borrow_mut().due.push((after, fault));
-        let before = check::brought(&stopped.image);
-        let (config, dummies) = (&explorer.config, &explorer.dummies);
-        let started = start(&state, config, dummies, stopped.suspect, Absent::default());
-        let came = state.borrow().events >= after;
-        state.borrow_mut().calm();
-        let outlived = started.and_then(|(mut process, _)| {
-            stayed += state.borrow().ledger.owed().len();
-            explorer.round(&state, &mut process, &mut BTreeSet::new())?;
-            Ok(process)
-        });
-        // The next start can read it, and removes it.
-        let went_on = explorer.goes_on(&state, outlived, &before, &mut Memory::default());
-        assert_eq!(went_on, Ok(()), "event {after}");
-        if !came {
-            break;
-        }
-    }
+    let stayed = explorer.starts_with(&stopped, Fault::Read);
     assert!(stayed > 1, "when it was opened and when it was read");
+}
+
+#[test]
+fn a_recorded_source_that_cannot_be_looked_at_is_not_taken_whatever_a_cut_left_of_it() {
+    let mut explorer = Explorer::new();
+    let (image, ledger) = explorer.first(Kind::Copied, |ledger| !ledger.owed().is_empty());
+    let crashes = explorer.crashes(&image, &ledger, QUESTIONS_MAX);
+    for stopped in &crashes {
+        assert!(explorer.starts_with(stopped, Fault::Look) > 0);
+    }
 }
 
 /// Its state is not known to be on the disk, so it cannot be what it is known by.

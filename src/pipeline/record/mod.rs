@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 use crate::failure::{Exit, Failure};
 use crate::io::open::SyncFailed;
 use crate::io::{Clock, Disk, Identity};
-use crate::ledger::{Arrival, Commit, Digest, Kept, Ledger, Opening, SourceEntry, SourceId};
+use crate::ledger::{Arrival, Commit, Digest, Kept, Ledger, Opening, Owed, SourceEntry, SourceId};
 use crate::observe::metrics::{Metrics, Totals};
 use crate::pipeline::queue::Queue;
 use crate::pipeline::{Fate, Staged};
@@ -40,22 +40,42 @@ pub use recover::Recovery;
 pub use report::Finished;
 use report::Reporter;
 
-/// Files that stay in staging and are not read again, by fingerprint. Shared with the discoverer.
+/// Files that stay in staging and are not read again. Shared with the discoverer.
 #[derive(Debug, Default)]
-pub struct KeptSet(RwLock<HashSet<u128>>);
+pub struct KeptSet(RwLock<LeftAlone>);
+
+#[derive(Debug, Default)]
+struct LeftAlone {
+    /// One state of a file, by fingerprint.
+    states: HashSet<u128>,
+    /// A file whatever its state, by its path.
+    files: HashMap<SourceId, HashMap<PathBuf, Identity>>,
+}
 
 impl KeptSet {
     /// Whether this state of this file is to be left alone.
     pub fn contains(&self, source: SourceId, path: &Path, identity: &Identity) -> bool {
-        let set = self.0.read().unwrap_or_else(|e| e.into_inner());
-        !set.is_empty() && set.contains(&Kept::fingerprint(source, path, identity))
+        let left = self.0.read().unwrap_or_else(|e| e.into_inner());
+        let states = &left.states;
+        if !states.is_empty() && states.contains(&Kept::fingerprint(source, path, identity)) {
+            return true;
+        }
+        let file = left.files.get(&source).and_then(|files| files.get(path));
+        file.is_some_and(|file| file.same_inode(identity))
     }
 
-    /// Adds a file.
+    /// Adds a file in one state.
     pub fn add(&self, kept: &Kept) {
         let fingerprint = Kept::fingerprint(kept.source, &kept.path, &kept.identity);
-        let mut set = self.0.write().unwrap_or_else(|e| e.into_inner());
-        set.insert(fingerprint);
+        let mut left = self.0.write().unwrap_or_else(|e| e.into_inner());
+        left.states.insert(fingerprint);
+    }
+
+    /// Adds a file of which nobody knows in which state it is.
+    fn add_unseen(&self, owed: &Owed) {
+        let mut left = self.0.write().unwrap_or_else(|e| e.into_inner());
+        let files = left.files.entry(owed.source).or_default();
+        files.insert(owed.path.clone(), owed.identity);
     }
 }
 

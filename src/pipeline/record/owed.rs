@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::failure::Failure;
-use crate::io::{Disk, FileStat, Timestamp};
+use crate::io::{Disk, FileStat, Identity, Timestamp};
 use crate::ledger::{Commit, Kept, Ledger, Outcome, Owed, OwedKind};
 use crate::observe::events;
 use crate::pipeline::is_no_room;
@@ -118,27 +118,32 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
         let failed = |error: io::Error| Failure::io("remove", &path, &error);
         let stays = |error: io::Error| Removal::Stays(owed.path.clone(), error.to_string());
         // It was recorded: until its name is gone it must not be read again.
-        let later = |identity, reason: &str| {
+        let later = |seen: Option<Identity>, reason: &str| {
             events::file_kept(&path, reason);
-            self.kept.add(&Kept {
-                source: owed.source,
-                path: owed.path.clone(),
-                identity,
-                seq: owed.seq,
-                reason: reason.to_owned(),
-            });
+            let by_state = mutants::on("unseen_source_by_state").then_some(owed.identity);
+            match seen.or(by_state) {
+                Some(identity) => self.kept.add(&Kept {
+                    source: owed.source,
+                    path: owed.path.clone(),
+                    identity,
+                    seq: owed.seq,
+                    reason: reason.to_owned(),
+                }),
+                // A power cut may have torn it since it was recorded.
+                None => self.kept.add_unseen(owed),
+            }
             Ok(match mutants::on("unreachable_debt_paid") {
                 true => Removal::Gone,
                 false => Removal::Later,
             })
         };
         if !self.inputs.contains_key(&owed.source) {
-            return later(owed.identity, "its staging directory is not there");
+            return later(None, "its staging directory is not there");
         }
         let dir = match self.dir_of(dirs, root, &owed.path, false)? {
             Ok(dir) => dir,
             Err(error) if is_absent(&error) => return Ok(Removal::Gone),
-            Err(error) => return later(owed.identity, &error.to_string()),
+            Err(error) => return later(None, &error.to_string()),
         };
         let parent = owed.path.parent().unwrap_or(Path::new(""));
         touched.insert((root, parent.to_path_buf()));
@@ -153,7 +158,7 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
         });
         let (is_hidden, seen) = match looked {
             Ok(looked) => looked,
-            Err(error) => return later(owed.identity, &error.to_string()),
+            Err(error) => return later(None, &error.to_string()),
         };
         if !is_hidden {
             let Some(seen) = seen else {
@@ -165,7 +170,7 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
                 false => match self.is_unchanged(&dir, owed, &seen)? {
                     Ok(unchanged) => unchanged,
                     Err(_) if mutants::on("unreadable_debt_paid") => false,
-                    Err(error) => return later(seen.identity, &error.to_string()),
+                    Err(error) => return later(Some(seen.identity), &error.to_string()),
                 },
             };
             if !recorded || !self.may_go(dirs, owed, item)? {
