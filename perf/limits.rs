@@ -4,6 +4,7 @@
 //! - `limits rename FROM TO` renames every file of one directory into another.
 //! - `limits durable FROM TO` does the same, with what it takes to survive a power cut: the bytes are synced before, both
 //!   directories after.
+//! - `limits copy FROM TO` copies them with two threads through memory, syncs the copies at once, and removes the originals.
 //! - `limits syncs DIR COUNT MILLISECONDS` writes and syncs, so often and with so long a rest between, what one file alone is
 //!   written and synced for by the commit protocol, in its order.
 //! - `limits read FILE…` reads files through the page cache and hashes them, two streams in lockstep in each of two threads.
@@ -13,6 +14,7 @@
 //! `hash` prints bytes a second of processor time, a line for each hasher, `syncs` the seconds that each turn took, all others the
 //! seconds it took.
 
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::hint::black_box;
 use std::io::{self, Write};
@@ -46,14 +48,15 @@ fn main() -> io::Result<()> {
     let figures = match words[..] {
         ["rename", from, to] => vec![rename(Path::new(from), Path::new(to))?],
         ["durable", from, to] => vec![durable(Path::new(from), Path::new(to))?],
+        ["copy", from, to] => vec![copy(Path::new(from), Path::new(to))?],
         ["syncs", dir, count, rest] => syncs(Path::new(dir), number(count)?, number(rest)?)?,
         ["read", ref files @ ..] => vec![read(files)?],
         ["hash", seconds, ref hashers @ ..] => hash(number(seconds)?, hashers)?,
         ["make", to, count, bytes] => vec![make(Path::new(to), number(count)?, number(bytes)?)?],
         _ => {
             eprintln!(
-                "usage: limits rename FROM TO | durable FROM TO | syncs DIR COUNT MILLISECONDS | read FILE… | \
-                 hash SECONDS HASHER… | make DIR COUNT BYTES"
+                "usage: limits rename FROM TO | durable FROM TO | copy FROM TO | syncs DIR COUNT MILLISECONDS | \
+                 read FILE… | hash SECONDS HASHER… | make DIR COUNT BYTES"
             );
             std::process::exit(2);
         }
@@ -83,12 +86,15 @@ fn noise(bytes: usize) -> Vec<u8> {
 
 // ---- rename ----
 
+fn names_in(directory: &Path) -> io::Result<Vec<OsString>> {
+    fs::read_dir(directory)?
+        .map(|entry| entry.map(|entry| entry.file_name()))
+        .collect()
+}
+
 fn rename(from: &Path, to: &Path) -> io::Result<f64> {
     let began = Instant::now();
-    let names: Result<Vec<_>, _> = fs::read_dir(from)?
-        .map(|entry| entry.map(|entry| entry.file_name()))
-        .collect();
-    for name in names? {
+    for name in names_in(from)? {
         fs::rename(from.join(&name), to.join(&name))?;
     }
     Ok(began.elapsed().as_secs_f64())
@@ -99,6 +105,33 @@ fn durable(from: &Path, to: &Path) -> io::Result<f64> {
     rustix::fs::syncfs(File::open(from)?)?;
     rename(from, to)?;
     File::open(to)?.sync_all()?;
+    File::open(from)?.sync_all()?;
+    Ok(began.elapsed().as_secs_f64())
+}
+
+// ---- copy ----
+
+fn copy(from: &Path, to: &Path) -> io::Result<f64> {
+    let began = Instant::now();
+    let names = names_in(from)?;
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = names
+            .chunks(names.len().div_ceil(THREADS).max(1))
+            .map(|names| {
+                scope.spawn(move || {
+                    names
+                        .iter()
+                        .try_for_each(|name| fs::write(to.join(name), fs::read(from.join(name))?))
+                })
+            })
+            .collect();
+        let mut ended = threads.into_iter().map(|thread| thread.join());
+        ended.try_for_each(|ended| ended.expect("no panic"))
+    })?;
+    rustix::fs::syncfs(File::open(to)?)?;
+    for name in &names {
+        fs::remove_file(from.join(name))?;
+    }
     File::open(from)?.sync_all()?;
     Ok(began.elapsed().as_secs_f64())
 }

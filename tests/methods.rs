@@ -5,11 +5,12 @@ mod support;
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::os::fd::AsFd;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 
 use ringest::io::direct;
 use support::image::{self, Apart, Disk, Fs};
-use support::{Random, Site, sha256, skip};
+use support::{Random, Site, sha256, sha256_of_file, skip};
 
 const BYTES: usize = 16 << 20;
 
@@ -94,6 +95,45 @@ fn a_filesystem_that_does_not_clone_is_written_to_and_said_so_if_a_clone_was_ask
         assert_eq!(site.manifest().len(), 2);
         site.assert_staging_is_empty();
         site.assert_sound();
+    }
+}
+
+#[test]
+fn holes_stay_holes_however_a_file_is_copied() {
+    if !image::possible() {
+        return;
+    }
+    let directory = directory_for_images();
+    let mut random = Random::new();
+    let piece = random.bytes(8 << 20);
+    for fs in [Fs::Ext4, Fs::Xfs, Fs::Btrfs] {
+        let disk = Disk::new(fs, directory.path(), &format!("{fs:?}"));
+        let _apart = Apart::new(fs, &disk.root.join("warehouse"));
+        let site = site_at(&disk.root);
+        for method in ["write", "copy_file_range", "splice", "reflink"] {
+            let name = format!("{method}.bin");
+            let path = site.put(&name, method);
+            let file = File::options().write(true).open(&path).expect("open");
+            for at in [8, 24, 40] {
+                file.write_all_at(&piece, at << 20).expect("write");
+            }
+            file.set_len(64 << 20).expect("a hole at the end");
+            file.sync_all().expect("sync");
+            let allocated = |path: &Path| fs::metadata(path).expect("there").blocks() * 512;
+            let (before, digest) = (allocated(&path), sha256_of_file(&path));
+            drop(file);
+            site.run_once(&["--copy-method", method]);
+            let line = site.line(&name);
+            assert_eq!(line.sha256(), digest, "{fs:?}, {method}");
+            let copy = File::open(line.placed()).expect("open");
+            copy.sync_all().expect("sync");
+            let after = allocated(&line.placed());
+            assert!(
+                after <= before + (64 << 10),
+                "{fs:?}, {method}: {after} bytes allocated, {before} in the source"
+            );
+            fs::remove_file(line.placed()).expect("make room");
+        }
     }
 }
 
