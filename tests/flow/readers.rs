@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::Value;
@@ -72,6 +72,63 @@ fn auto_begins_with_one_reader_for_each_core_that_the_process_may_use() {
         assert_eq!(site.manifest().len(), 100);
         site.assert_sound();
     }
+}
+
+/// A cgroup with one processor's worth of time, of whichever version there is.
+struct OneProcessor(PathBuf);
+
+impl OneProcessor {
+    fn new() -> Option<OneProcessor> {
+        let root = Path::new("/sys/fs/cgroup");
+        let name = format!("ringest-test-{}", std::process::id());
+        let (of, quota, text) = match root.join("cgroup.controllers").exists() {
+            true => (root.to_path_buf(), "cpu.max", "100000 100000"),
+            false => (root.join("cpu"), "cpu.cfs_quota_us", "100000"),
+        };
+        // Usually done by systemd.
+        let _ = fs::write(of.join("cgroup.subtree_control"), "+cpu");
+        let cgroup = OneProcessor(of.join(name));
+        fs::create_dir(&cgroup.0).ok()?;
+        fs::write(cgroup.0.join(quota), text).ok()?;
+        Some(cgroup)
+    }
+}
+
+impl Drop for OneProcessor {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir(&self.0);
+    }
+}
+
+#[test]
+fn auto_stays_within_the_quota_of_its_cgroup() {
+    let Some(cgroup) = OneProcessor::new() else {
+        return skip("needs a cgroup with the CPU controller, and root");
+    };
+    let site = Site::new().with(ARGS);
+    let processes = cgroup.0.join("cgroup.procs");
+    let join = [
+        "sh",
+        "-c",
+        "echo $$ >\"$0\" && exec \"$@\"",
+        processes.to_str().expect("UTF-8"),
+    ];
+    let mut running = Running::spawn(through(&join, &site.run(&["--concurrency", "auto"])));
+    let said = running.wait_for_event("concurrency", "");
+    assert_eq!(chosen(&said), (1, 8));
+    let tasks = fs::read_dir(format!("/proc/{}/task", running.id())).expect("its threads");
+    let readers = tasks.filter(|task| {
+        let name = fs::read_to_string(task.as_ref().expect("a thread").path().join("comm"));
+        name.is_ok_and(|name| name.starts_with("reader"))
+    });
+    // On a machine with one processor it is no quota.
+    if std::thread::available_parallelism().is_ok_and(|cores| cores.get() > 1) {
+        assert_eq!(readers.count(), 1);
+    }
+    site.put("a.csv", "1");
+    site.wait_for_line(&mut running, "a.csv");
+    running.terminate().ok();
+    site.assert_sound();
 }
 
 #[test]

@@ -82,9 +82,18 @@ pub struct Seat {
     rank: usize,
 }
 
+/// How many readers are tried at most, with so many cores' worth of processor time on so many cores.
+fn readers_max(cores: usize, allowed: usize) -> usize {
+    match cores < allowed {
+        // A quota: whoever has used it up waits, and with it whatever it holds.
+        true => cores.clamp(1, READERS_MAX),
+        false => (cores * 2).clamp(READERS_MAX_LEAST, READERS_MAX),
+    }
+}
+
 impl Governor {
     /// As many readers as are asked for. With `auto` one for each core that the process may use, then what the tuner
-    /// finds; twice as many at most.
+    /// finds; twice as many at most, and under a CPU quota no more than that is worth.
     pub fn new(concurrency: Concurrency, metrics: Arc<Metrics>) -> Arc<Governor> {
         match concurrency {
             Concurrency::Fixed(readers) => {
@@ -102,7 +111,9 @@ impl Governor {
                     readers: cores.min(READERS_MAX),
                     files: tuner::FILES,
                 };
-                let readers_max = (cores * 2).clamp(READERS_MAX_LEAST, READERS_MAX);
+                let allowed = rustix::thread::sched_getaffinity(None)
+                    .map_or(cores, |cores| cores.count() as usize);
+                let readers_max = readers_max(cores, allowed);
                 let why = "by the number of cores";
                 Governor::with(start, Some(readers_max), why, metrics)
             }
@@ -342,8 +353,17 @@ mod tests {
         let cores = thread::available_parallelism().unwrap().get();
         let governor = Governor::new(Concurrency::Auto, Arc::default());
         assert_eq!(governor.readers(), cores.min(16));
-        assert_eq!(governor.threads(), (2 * cores).clamp(4, 16));
         assert_eq!(governor.files_max(), tuner::FILES_MAX);
+        for (cores, allowed, most) in [(1, 1, 4), (2, 2, 4), (4, 4, 8), (32, 32, 16)] {
+            assert_eq!(readers_max(cores, allowed), most);
+        }
+    }
+
+    #[test]
+    fn under_a_quota_no_more_readers_are_tried_than_it_is_worth() {
+        for (cores, allowed, most) in [(1, 2, 1), (2, 8, 2), (20, 64, 16)] {
+            assert_eq!(readers_max(cores, allowed), most);
+        }
     }
 
     #[test]
