@@ -1,5 +1,6 @@
 //! Arguments → settings → one command → exit code.
 
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use ringest::cli::{self, Command};
@@ -40,7 +41,8 @@ fn main() -> ExitCode {
 /// Shows a failure to the person at the console.
 fn report(ended: Result<ExitCode, Failure>) -> ExitCode {
     ended.unwrap_or_else(|failure| {
-        eprintln!("ringest: {failure}");
+        // Nobody may be at the terminal any more.
+        let _ = writeln!(io::stderr(), "ringest: {failure}");
         ExitCode::from(failure.exit as u8)
     })
 }

@@ -134,7 +134,7 @@ impl Session {
             let id = ledger.source_id(&source.name, &source.input)?;
             let failed = |error: io::Error| config("use the input", &source.input, &error);
             let kind = probe::filesystem(&source.input).map_err(failed)?;
-            syncfs &= !kind.overlay && !kind.fuse;
+            syncfs &= kind.trusts_syncfs();
             // overlayfs does not see a writer whose mapping outlives its descriptor.
             let leases = source.lease == LeasePolicy::Auto
                 && !settings.disable.lease
@@ -171,7 +171,7 @@ impl Session {
 pub(crate) fn trusts_syncfs(path: &Path) -> Result<bool, Failure> {
     let kind = probe::filesystem(path)
         .map_err(|error| Failure::io("look at the filesystem of", path, &error))?;
-    Ok(!kind.overlay && !kind.fuse)
+    Ok(kind.trusts_syncfs())
 }
 
 /// What hinders a start is a matter of settings, unless the disk itself fails.

@@ -1,6 +1,6 @@
 //! The files of a bench. Which bytes a file has follows from its number alone, so that nothing is remembered about it.
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rustix::fs::{Advice, Mode, OFlags, fadvise};
 
 use super::Progress;
-use crate::io::open;
+use crate::io::{open, probe};
 
 /// Most files: names have nine digits.
 pub const FILES_MAX: u64 = 1_000_000_000;
@@ -16,8 +16,6 @@ pub const FILES_MAX: u64 = 1_000_000_000;
 pub const FILE_BYTES_MIN: u64 = 8;
 /// Bytes of noise that contents are made of.
 const NOISE_BYTES: usize = 1 << 20;
-/// How often an interruption is looked for, in files.
-const LOOK_EVERY: u64 = 64;
 
 /// How many files of which kind.
 #[derive(Debug, Clone, Copy)]
@@ -75,26 +73,48 @@ impl DataSet {
         let writer = Writer::new(self);
         progress.begin("making", self.files);
         for number in 0..self.files {
-            if number % LOOK_EVERY == 0 && interrupted.load(Ordering::Relaxed) {
+            if !writer.write(directory, number, interrupted)? {
                 return Ok(false);
             }
-            writer.write(directory, number)?;
             progress.show(number + 1);
         }
-        if !self.dirty {
-            progress.begin("syncing", 0);
-            rustix::fs::syncfs(open::root_dir(directory)?)?;
+        if !self.dirty && !self.sync(directory, progress, interrupted)? {
+            return Ok(false);
         }
         if self.cold {
             progress.begin("dropping from the cache", self.files);
             for number in 0..self.files {
-                if number % LOOK_EVERY == 0 && interrupted.load(Ordering::Relaxed) {
+                if interrupted.load(Ordering::Relaxed) {
                     return Ok(false);
                 }
                 drop_from_cache(&directory.join(DataSet::name(number)))?;
                 progress.show(number + 1);
             }
         }
+        Ok(true)
+    }
+
+    /// Syncs all files. False: it was interrupted.
+    fn sync(
+        &self,
+        directory: &Path,
+        progress: &mut Progress,
+        interrupted: &AtomicBool,
+    ) -> io::Result<bool> {
+        if probe::filesystem(directory)?.trusts_syncfs() {
+            progress.begin("syncing", 0);
+            rustix::fs::syncfs(open::root_dir(directory)?)?;
+            return Ok(true);
+        }
+        progress.begin("syncing", self.files);
+        for number in 0..self.files {
+            if interrupted.load(Ordering::Relaxed) {
+                return Ok(false);
+            }
+            File::open(directory.join(DataSet::name(number)))?.sync_all()?;
+            progress.show(number + 1);
+        }
+        File::open(directory)?.sync_all()?;
         Ok(true)
     }
 }
@@ -120,8 +140,13 @@ impl Writer {
         Writer { data: *data, noise }
     }
 
-    /// Makes the file of that number.
-    pub fn write(&self, directory: &Path, number: u64) -> io::Result<()> {
+    /// Makes the file of that number. False: it was interrupted, and the file is cut short.
+    pub fn write(
+        &self,
+        directory: &Path,
+        number: u64,
+        interrupted: &AtomicBool,
+    ) -> io::Result<bool> {
         let mut file = OpenOptions::new()
             .write(true)
             .create_new(true)
@@ -132,11 +157,14 @@ impl Writer {
         file.write_all(&[&head, &self.noise[head.len()..first]].concat())?;
         left -= first;
         while left > 0 {
+            if interrupted.load(Ordering::Relaxed) {
+                return Ok(false);
+            }
             let part = left.min(NOISE_BYTES);
             file.write_all(&self.noise[..part])?;
             left -= part;
         }
-        Ok(())
+        Ok(!interrupted.load(Ordering::Relaxed))
     }
 }
 
@@ -201,5 +229,19 @@ mod tests {
         }
         assert_eq!(DataSet::number(&DataSet::name(123)), Some(123));
         assert_eq!(DataSet::number("x"), None);
+    }
+
+    #[test]
+    fn an_interruption_is_seen_within_a_file() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let data = of(2, 1 << 40, 0);
+        let interrupted = AtomicBool::new(true);
+        let made = data.make(directory.path(), &mut Progress::hidden(), &interrupted);
+        assert!(!made.expect("no error"));
+        let size = |number| {
+            let found = std::fs::metadata(directory.path().join(DataSet::name(number)));
+            found.map(|found| found.len()).ok()
+        };
+        assert_eq!((size(0), size(1)), (Some(NOISE_BYTES as u64), None));
     }
 }

@@ -7,15 +7,17 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime};
 
+use rustix::process::{Pid, Signal};
 use serde::Deserialize;
 
 use super::dataset::DataSet;
 use crate::failure::{Exit, Failure};
+use crate::io::child;
 use crate::observe::usage::{Usage, bytes_of};
 
 /// How often its memory is looked at.
 const SAMPLE_REST: Duration = Duration::from_millis(50);
-/// How many of its warnings and errors are kept, the last ones.
+/// How many of its warnings, errors and fallbacks are kept, the last ones.
 const WORDS_MAX: usize = 5;
 
 /// A running ingestor.
@@ -43,7 +45,8 @@ pub struct Ended {
     pub rss_anon_peak_bytes: Option<u64>,
     /// Events that its log dropped.
     pub log_dropped: u64,
-    words: Vec<String>,
+    /// Its last warnings and errors, and what it fell back to, as it logged them.
+    pub words: Vec<String>,
 }
 
 /// What its log says.
@@ -85,6 +88,7 @@ impl Ingest {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped());
+        child::end_with_this_thread(&mut command);
         let (began, began_at) = (Instant::now(), SystemTime::now());
         let mut child = command.spawn()?;
         let stderr = child.stderr.take().expect("it was asked for");
@@ -127,9 +131,9 @@ impl Ingest {
     /// Lets it finish what is in flight and end.
     pub fn stop(&mut self) {
         if !std::mem::replace(&mut self.stopped, true) {
-            let id = rustix::process::Pid::from_child(&self.child);
+            let id = Pid::from_child(&self.child);
             // It may have ended by itself.
-            let _ = rustix::process::kill_process(id, rustix::process::Signal::TERM);
+            let _ = rustix::process::kill_process(id, Signal::TERM);
         }
     }
 
@@ -205,7 +209,7 @@ struct Line<'a> {
     usage: Usage,
 }
 
-/// Passes on what matters until it has ended; returns its last complaints.
+/// Passes on what matters until it has ended; returns what it said last that a reader of its figures should know.
 fn listen(stderr: ChildStderr, each_file: bool, said: &Sender<Said>) -> Vec<String> {
     let mut words = Vec::new();
     let mut lines = BufReader::with_capacity(1 << 16, stderr);
@@ -224,7 +228,7 @@ fn listen(stderr: ChildStderr, each_file: bool, said: &Sender<Said>) -> Vec<Stri
         }
         let message = match serde_json::from_str::<Line>(text) {
             Ok(line) => {
-                if matches!(line.level, "warn" | "error") {
+                if matches!(line.level, "warn" | "error") || line.event == "fallback" {
                     keep(&mut words, text);
                 }
                 heard(&line)

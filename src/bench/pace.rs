@@ -13,7 +13,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use hdrhistogram::Histogram;
 
-use super::dataset::{DataSet, FILES_MAX, Writer};
+use super::dataset::{DataSet, Writer};
 use super::ingest::{Done, Heard, Ingest};
 use super::{Bench, Progress};
 use crate::observe::metrics::{latencies, record};
@@ -42,8 +42,12 @@ pub struct Pace {
 /// What came of it.
 #[derive(Debug)]
 pub struct Measured {
-    /// From the time of the first file until the last one was durable.
+    /// The time of the first file.
+    pub begin: Instant,
+    /// From there until the last one was durable.
     pub elapsed: Duration,
+    /// From the time of each file until it was durable, in microseconds.
+    pub latencies: Histogram<u64>,
     /// From the time of the last file until the last one was durable.
     pub drain: Duration,
     /// Files that came more than [`LATE`] after their time.
@@ -69,12 +73,12 @@ struct Schedule {
 }
 
 impl Pace {
-    /// How many files that makes.
+    /// How many files that makes; more than [`FILES_MAX`] are too many.
     pub fn files(&self) -> u64 {
-        ((self.rate * self.seconds).round() as u64).clamp(1, FILES_MAX)
+        ((self.rate * self.seconds).round() as u64).max(1)
     }
 
-    /// Delivers all files and waits for their ends. Returns the latencies, in microseconds, beside the rest.
+    /// Delivers all files and waits for their ends.
     pub(super) fn run(
         &self,
         bench: &Bench,
@@ -83,7 +87,7 @@ impl Pace {
         ingest: &mut Ingest,
         progress: &mut Progress,
         interrupted: &AtomicBool,
-    ) -> io::Result<(Measured, Histogram<u64>)> {
+    ) -> io::Result<Measured> {
         // An end before its start is told by its exit code.
         while let Some(heard) = ingest.next()
             && !matches!(heard, Heard::Started)
@@ -103,17 +107,25 @@ impl Pace {
             };
         let writer = bench.data.dirty.then(|| Writer::new(&bench.data));
         let deliver = |number| match &writer {
-            Some(writer) => writer.write(staging, number),
+            Some(writer) => writer.write(staging, number, interrupted).map(drop),
             None => {
                 let name = DataSet::name(number);
                 fs::rename(prepared.join(&name), staging.join(&name))
             }
         };
-        let unwanted = AtomicBool::new(false);
+        // Either side may end it for both.
+        let over = AtomicBool::new(false);
         thread::scope(|scope| {
-            let generator = scope.spawn(|| schedule.generate(&unwanted, deliver));
-            let ends = schedule.follow(behind, ingest, progress, interrupted);
-            unwanted.store(true, Ordering::Relaxed);
+            let generator = scope.spawn(|| {
+                let delivered = schedule.generate(&over, deliver);
+                if delivered.is_err() {
+                    over.store(true, Ordering::Relaxed);
+                }
+                delivered
+            });
+            let is_over = || over.load(Ordering::Relaxed) || interrupted.load(Ordering::Relaxed);
+            let ends = schedule.follow(behind, ingest, progress, is_over);
+            over.store(true, Ordering::Relaxed);
             let (late_deliveries, delivery_late_max) = generator
                 .join()
                 .unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
@@ -123,7 +135,8 @@ impl Pace {
                 .duration_since(schedule.begin_at)
                 .unwrap_or_default();
             let wall = SystemTime::now().duration_since(schedule.begin_at);
-            let measured = Measured {
+            Ok(Measured {
+                begin: schedule.begin,
                 elapsed,
                 drain: elapsed.saturating_sub(last),
                 late_deliveries,
@@ -132,8 +145,8 @@ impl Pace {
                 backlog_files_max: ends.backlog_max,
                 unmeasured_files: schedule.files.saturating_sub(ends.latencies.len()),
                 clock_drift: wall.unwrap_or_default().abs_diff(schedule.begin.elapsed()),
-            };
-            Ok((measured, ends.latencies))
+                latencies: ends.latencies,
+            })
         })
     }
 }
@@ -156,7 +169,7 @@ impl Schedule {
     /// came at most.
     fn generate(
         &self,
-        unwanted: &AtomicBool,
+        over: &AtomicBool,
         deliver: impl Fn(u64) -> io::Result<()>,
     ) -> io::Result<(u64, Duration)> {
         let (mut late_files, mut late_max) = (0, Duration::ZERO);
@@ -164,7 +177,7 @@ impl Schedule {
             let due = self.begin + self.offset(number);
             loop {
                 let left = due.saturating_duration_since(Instant::now());
-                if unwanted.load(Ordering::Relaxed) {
+                if over.load(Ordering::Relaxed) {
                     return Ok((late_files, late_max));
                 }
                 if left.is_zero() {
@@ -186,12 +199,12 @@ impl Schedule {
         behind: Duration,
         ingest: &mut Ingest,
         progress: &mut Progress,
-        interrupted: &AtomicBool,
+        is_over: impl Fn() -> bool,
     ) -> Ends {
         let mut ends = Ends::new(self.begin_at);
         let all_there = self.begin + self.offset(self.files - 1);
         let mut last_heard = Instant::now();
-        while ends.latencies.len() < self.files && !interrupted.load(Ordering::Relaxed) {
+        while ends.latencies.len() < self.files && !is_over() {
             match ingest.next() {
                 None => break,
                 Some(Heard::Done(done)) => {
@@ -289,9 +302,9 @@ mod tests {
     fn nothing_comes_before_its_time_and_an_end_is_not_waited_for() {
         let mut schedule = schedule(2, 1.0);
         schedule.begin = Instant::now() + Duration::from_secs(3600);
-        let unwanted = AtomicBool::new(true);
+        let over = AtomicBool::new(true);
         let (late, _) = schedule
-            .generate(&unwanted, |_| panic!("it is not due"))
+            .generate(&over, |_| panic!("it is not due"))
             .expect("nothing");
         assert_eq!(late, 0);
     }

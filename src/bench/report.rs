@@ -42,7 +42,8 @@ const ROWS: [&str; 8] = [
 ];
 
 /// The figures. Times have their unit in their name; rates are of the whole process, from its start to its end, or, with a
-/// pace, from the time of the first file until the last one was durable.
+/// pace, from one interval before the time of the first file, so that there are as many intervals as files, until the last
+/// one was durable.
 #[derive(Debug, Serialize)]
 pub struct Report {
     /// Of ringest.
@@ -59,6 +60,8 @@ pub struct Report {
     pub cold: bool,
     /// The warehouse was on another filesystem.
     pub cross_fs: bool,
+    /// Beneath this directory.
+    pub cross_fs_directory: Option<PathBuf>,
     /// Files that the ledger says were ingested.
     pub files_ingested: u64,
     /// Files that the ledger says were duplicates.
@@ -83,6 +86,10 @@ pub struct Report {
     pub rss_anon_peak_bytes: Option<u64>,
     /// Events that the log dropped.
     pub log_dropped: u64,
+    /// Files whose latencies are not known, because the ingestor could not write all of its interval log.
+    pub unmeasured_files: u64,
+    /// The last warnings of the ingestor, and what it fell back to, as it logged them.
+    pub notices: Vec<String>,
     /// How the schedule was kept.
     pub pace: Option<Paced>,
     /// With `--keep`: where everything is.
@@ -122,8 +129,14 @@ impl Report {
         measured: Option<Measured>,
         totals: Totals,
     ) -> Report {
-        let elapsed = measured.as_ref().map_or(ended.elapsed, |it| it.elapsed);
-        let seconds = elapsed.as_secs_f64().max(1e-6);
+        let of_schedule = bench.pace.as_ref().zip(measured.as_ref());
+        let seconds = match of_schedule {
+            Some((pace, measured)) => measured.elapsed.as_secs_f64() + 1.0 / pace.rate,
+            None => ended.elapsed.as_secs_f64().max(1e-6),
+        };
+        let totals_known = latencies
+            .get(Stage::Total.as_str())
+            .map_or(0, Histogram::len);
         let data = &bench.data;
         let kept = |path: &PathBuf| bench.keep.then(|| path.clone());
         Report {
@@ -134,6 +147,10 @@ impl Report {
             dirty: data.dirty,
             cold: data.cold,
             cross_fs: bench.elsewhere.is_some(),
+            cross_fs_directory: bench
+                .elsewhere
+                .as_deref()
+                .and_then(|it| Some(it.parent()?.to_owned())),
             files_ingested: totals.ingested.files,
             duplicates_found: totals.duplicate.files,
             elapsed_seconds: rounded(seconds, 6),
@@ -148,6 +165,8 @@ impl Report {
             usage: ended.usage,
             rss_anon_peak_bytes: ended.rss_anon_peak_bytes,
             log_dropped: ended.log_dropped,
+            unmeasured_files: data.files.saturating_sub(totals_known),
+            notices: ended.words.clone(),
             pace: bench.pace.zip(measured).map(|(pace, measured)| Paced {
                 rate_files_per_second: pace.rate,
                 scheduled_seconds: pace.seconds,
@@ -197,10 +216,12 @@ impl fmt::Display for Report {
             (self.dirty, "never synced"),
             (!self.dirty, "synced beforehand"),
             (self.cold, "cold"),
-            (self.cross_fs, "to another filesystem"),
         ];
         for (_, kind) in kinds.iter().filter(|(is, _)| *is) {
             write!(f, ", {kind}")?;
+        }
+        if let Some(directory) = &self.cross_fs_directory {
+            write!(f, ", to another filesystem in {}", directory.display())?;
         }
         let (ingested, duplicate) = (self.files_ingested, self.duplicates_found);
         let (ingested, duplicate) = (grouped(ingested), grouped(duplicate));
@@ -261,6 +282,13 @@ impl fmt::Display for Report {
             }
             writeln!(f)?;
         }
+        if self.unmeasured_files > 0 {
+            let files = grouped(self.unmeasured_files);
+            writeln!(f, "\nof {files} files the latencies are not known")?;
+        }
+        for notice in &self.notices {
+            writeln!(f, "\nit said: {notice}")?;
+        }
         if let Some(directory) = &self.directory {
             writeln!(f, "\nkept in {}", directory.display())?;
         }
@@ -276,6 +304,7 @@ impl fmt::Display for Paced {
         let (rate, seconds) = (self.rate_files_per_second, self.scheduled_seconds);
         writeln!(f, "schedule    {rate} files/s for {seconds} s")?;
         match self.behind_files {
+            0 if self.unmeasured_files > 0 => writeln!(f, "behind      nothing that was measured")?,
             0 => writeln!(f, "behind      nothing fell behind")?,
             files => writeln!(
                 f,

@@ -3,6 +3,7 @@
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use clap::builder::{OsStringValueParser, PossibleValuesParser, TypedValueParser};
 use clap::parser::ValueSource;
@@ -164,15 +165,10 @@ enum Subcommands {
 
 #[derive(Debug, Args)]
 struct BenchArgs {
-    /// How many files to make
-    #[arg(
-        long,
-        value_name = "N",
-        default_value_t = 10_000,
-        conflicts_with = "rate"
-    )]
+    /// How many files to make [default: 10000; with --rate as many as come in --seconds]
+    #[arg(long, value_name = "N", conflicts_with = "seconds")]
     #[arg(value_parser = value_parser!(u64).range(1..=FILES_MAX))]
-    files: u64,
+    files: Option<u64>,
     /// Bytes of each, 8 at least: 4096, 64KiB, 1GiB
     #[arg(long, value_name = "SIZE", default_value = "4KiB", value_parser = file_bytes)]
     size: u64,
@@ -192,15 +188,16 @@ struct BenchArgs {
     /// The warehouse is on the filesystem of the files, which are renamed; the default
     #[arg(long, conflicts_with = "cross_fs")]
     same_fs: bool,
-    /// The warehouse is beneath DIR, on another filesystem: files are copied
-    #[arg(long, value_name = "DIR")]
-    cross_fs: Option<PathBuf>,
+    /// The warehouse is beneath DIR, on another filesystem: files are copied [default DIR: the first of $TMPDIR, /var/tmp
+    /// and /dev/shm that is on another one]
+    #[arg(long, value_name = "DIR", num_args = 0..=1)]
+    cross_fs: Option<Option<PathBuf>>,
     /// Deliver files one by one on a schedule, N a second, and measure from the time at which each should have come
     #[arg(long, value_name = "N", value_parser = rate)]
     rate: Option<f64>,
-    /// For how long files are delivered, with --rate
-    #[arg(long, value_name = "N", default_value_t = 10.0, requires = "rate", value_parser = seconds)]
-    seconds: f64,
+    /// For how long files are delivered, with --rate [default: 10, or until all --files have come]
+    #[arg(long, value_name = "N", requires = "rate", value_parser = seconds)]
+    seconds: Option<f64>,
     /// Where the directory for everything is made, and removed afterwards
     #[arg(long, value_name = "DIR", default_value = ".")]
     dir: PathBuf,
@@ -221,8 +218,8 @@ given here; only --mode has another default. With --rate a watching `ringest run
 renamed into place when its time comes, or with --dirty written there and closed.
 
 What is printed:
-  rate         files and 10^6 bytes a second, from the start of the process to its end (with --rate: from the time of the
-               first file until the last one was durable)
+  rate         files and 10^6 bytes a second, from the start of the process to its end (with --rate: from one interval
+               before the time of the first file until the last one was durable)
   processor    seconds in user mode and in the kernel, of that process alone
   memory       most that was resident at once, mapped pages of the ledger included; and most of its own (RssAnon, looked at
                every 50 ms)
@@ -234,13 +231,30 @@ What is printed:
 
 --json has the same under names that say their units, in milliseconds, seconds and bytes.";
 
+/// How many files a bench makes if nothing is said.
+const FILES_DEFAULT: u64 = 10_000;
+/// For how long it delivers them on a schedule.
+const SECONDS_DEFAULT: f64 = 10.0;
+
+/// The first of the usual places that is not on the filesystem of `dir`; `dir` if there is none, which is refused then.
+fn another_filesystem(dir: &Path) -> PathBuf {
+    use std::os::unix::fs::MetadataExt;
+    let device = |path: &Path| std::fs::metadata(path).map(|found| found.dev()).ok();
+    let here = device(dir);
+    let usual = [std::env::temp_dir(), "/var/tmp".into(), "/dev/shm".into()];
+    let is_elsewhere = |path: &PathBuf| device(path).is_some_and(|there| Some(there) != here);
+    usual.into_iter().find(is_elsewhere).unwrap_or(dir.into())
+}
+
 fn file_bytes(text: &str) -> Result<u64, String> {
-    let ByteSize(bytes) = text.parse()?;
-    match bytes >= FILE_BYTES_MIN && bytes <= i64::MAX as u64 {
-        true => Ok(bytes),
-        false => Err(format!(
+    match text.parse()? {
+        ByteSize(bytes) if bytes < FILE_BYTES_MIN => Err(format!(
             "a file has {FILE_BYTES_MIN} bytes at least: it begins with its number"
         )),
+        ByteSize(bytes) if bytes > i64::MAX as u64 => {
+            Err("no filesystem has files of 2^63 bytes".into())
+        }
+        ByteSize(bytes) => Ok(bytes),
     }
 }
 
@@ -353,13 +367,20 @@ fn store(raw: RawSettings, StoreFlags(flags): StoreFlags) -> Result<Loaded, Sett
 impl BenchArgs {
     fn load(self, raw: RawSettings) -> Result<Command, SettingsError> {
         // Its own directories take the place of those that a file or the environment may name.
-        let name = format!("ringest-bench-{}", std::process::id());
+        // Process IDs alone come again, in a container with each start.
+        let since = SystemTime::now().duration_since(UNIX_EPOCH);
+        let seconds = since.unwrap_or_default().as_secs();
+        let name = format!("ringest-bench-{seconds}-{}", std::process::id());
         let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.into());
         let root = absolute(&self.dir).join(&name);
         let elsewhere = self
             .cross_fs
-            .as_deref()
-            .map(|dir| absolute(dir).join(format!("{name}-warehouse")));
+            .as_ref()
+            .map(|dir| match dir {
+                Some(dir) => absolute(dir),
+                None => another_filesystem(&absolute(&self.dir)),
+            })
+            .map(|dir| dir.join(format!("{name}-warehouse")));
         let IngestFlags(mut flags) = self.flags;
         let directories = [
             ("input", root.join("staging")),
@@ -394,20 +415,27 @@ impl BenchArgs {
 
         let pace = self.rate.map(|rate| Pace {
             rate,
-            seconds: self.seconds,
+            seconds: match self.files {
+                Some(files) => files as f64 / rate,
+                None => self.seconds.unwrap_or(SECONDS_DEFAULT),
+            },
         });
         let of_key = |key: &'static str, words: Vec<OsString>| {
             let name = key.replace('_', "-");
             words.into_iter().map(move |word| bench::flag(&name, word))
         };
-        flags.remove("hlog");
+        // That of a settings file is the service's.
+        let hlog = flags.remove("hlog").and(settled.settings.hlog.clone());
         let config = raw.config.iter().map(|path| bench::flag("config", path));
         let words = flags
             .into_iter()
             .flat_map(|(key, words)| of_key(key, words));
         let bench = Bench {
             data: DataSet {
-                files: pace.map_or(self.files, |pace| pace.files()),
+                files: match pace {
+                    Some(pace) => pace.files(),
+                    None => self.files.unwrap_or(FILES_DEFAULT),
+                },
                 file_bytes: self.size,
                 duplicates_percent: self.duplicates,
                 dirty: self.dirty,
@@ -417,7 +445,7 @@ impl BenchArgs {
             root,
             elsewhere,
             keep: self.keep,
-            hlog: settled.settings.hlog.clone(),
+            hlog,
             arguments: config.chain(words).collect(),
             settings: settled.settings,
         };

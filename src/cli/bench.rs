@@ -1,6 +1,6 @@
 //! `ringest bench`: how fast files are ingested here.
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use crate::bench::{self, Bench, Progress};
@@ -11,21 +11,17 @@ const INTERRUPTED: u8 = 130;
 
 /// Prints the figures on stdout.
 pub fn run(bench: &Bench, json: bool) -> Result<ExitCode, Failure> {
-    let mut progress = match json && !io::stdout().is_terminal() {
-        true => Progress::hidden(),
-        false => Progress::on_terminal(),
-    };
+    let mut progress = Progress::on_terminal();
     let report = bench::run(bench, &mut progress);
     progress.clear();
     let Some(report) = report? else {
-        eprintln!("ringest: interrupted, nothing was measured");
+        let _ = writeln!(io::stderr(), "ringest: interrupted, nothing was measured");
         return Ok(ExitCode::from(INTERRUPTED));
     };
     let text = match json {
         true => serde_json::to_string(&report).expect("plain numbers") + "\n",
         false => report.to_string(),
     };
-    // A reader that went away, as `head` does, has seen what it wanted.
-    let _ = io::stdout().lock().write_all(text.as_bytes());
+    super::printed(io::stdout().lock().write_all(text.as_bytes()))?;
     Ok(ExitCode::SUCCESS)
 }

@@ -24,17 +24,16 @@ const CHUNK: usize = 4096;
 pub fn run(loaded: &Loaded, query: &OsStr, json: bool) -> Result<ExitCode, Failure> {
     let ledger = Lmdb::open_read_only(&loaded.settings.ledger_dir())?;
     let mut stdout = BufWriter::new(io::stdout().lock());
-    let mut found = false;
+    let (mut found, mut outcome) = (false, Ok(()));
     find(&ledger, &loaded.settings.warehouse, query, |hit| {
         found = true;
-        let written = match serde_json::to_string(&hit) {
+        outcome = match serde_json::to_string(&hit) {
             Ok(line) if json => writeln!(stdout, "{line}"),
             _ => write!(stdout, "{hit}"),
         };
-        // A reader that went away, as `head` does, has seen what it wanted.
-        written.is_ok()
+        outcome.is_ok()
     })?;
-    let _ = stdout.flush();
+    super::printed(outcome.and_then(|()| stdout.flush()))?;
     if found {
         return Ok(ExitCode::SUCCESS);
     }

@@ -13,6 +13,25 @@ pub mod verify;
 
 pub use args::{Cli, Command, parse};
 
+use std::io;
+use std::path::Path;
+
+use crate::failure::{Exit, Failure};
+
+/// What came of printing: a reader that went away, as `head` does, has seen what it wanted; anything else is a failure.
+fn printed(written: io::Result<()>) -> Result<(), Failure> {
+    match written {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Failure::new(
+            Exit::Io,
+            "print to",
+            Path::new("stdout"),
+            error,
+            "look at where stdout goes",
+        )),
+        _ => Ok(()),
+    }
+}
+
 /// Text without control characters, which could break a line or drive a terminal.
 fn one_line(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());

@@ -111,7 +111,7 @@ pub fn run(settings: &Settings) -> Result<(), Failure> {
             )?;
         }
     }
-    flushed(out.flush())
+    super::printed(out.flush())
 }
 
 fn plan_file(
@@ -235,18 +235,5 @@ fn print(
         serde_json::to_writer(&mut *out, &action)?;
         out.write_all(b"\n")
     };
-    flushed(write())
-}
-
-fn flushed(written: io::Result<()>) -> Result<(), Failure> {
-    match written {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Failure::new(
-            Exit::Io,
-            "write the plan to",
-            Path::new("stdout"),
-            error,
-            "look at where stdout goes",
-        )),
-        _ => Ok(()),
-    }
+    super::printed(write())
 }

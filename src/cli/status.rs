@@ -30,8 +30,7 @@ pub fn run(loaded: &Loaded, json: bool) -> Result<ExitCode, Failure> {
         Ok(line) if json => line + "\n",
         _ => status.to_text(),
     };
-    // A reader that went away, as `head` does, has seen what it wanted.
-    let _ = io::stdout().lock().write_all(text.as_bytes());
+    super::printed(io::stdout().lock().write_all(text.as_bytes()))?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -27,8 +27,7 @@ pub fn run(loaded: &Loaded, deep: bool, json: bool) -> Result<ExitCode, Failure>
         running: is_running(settings),
     };
     let report = verify(&ledger, scope)?;
-    // A reader that went away, as `head` does, has seen what it wanted.
-    let _ = print(&report, deep, json);
+    super::printed(print(&report, deep, json))?;
     Ok(match report.mismatches {
         0 => ExitCode::SUCCESS,
         _ => ExitCode::FAILURE,

@@ -1,7 +1,7 @@
 //! Makes two instances on the same directories impossible.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -17,14 +17,19 @@ const RETRY_REST: Duration = Duration::from_millis(10);
 /// Opens a directory and locks it, for as long as the descriptor is open. `Ok(None)`: somebody else has it.
 pub fn lock_dir(path: &Path) -> io::Result<Option<OwnedFd>> {
     let dir = super::open::root_dir(path)?;
+    Ok(lock(&dir)?.then_some(dir))
+}
+
+/// Locks what is open, for as long as it is. False: somebody else has it.
+pub fn lock(fd: impl AsFd) -> io::Result<bool> {
     let deadline = Instant::now() + PATIENCE;
     loop {
-        match rustix::fs::flock(&dir, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => return Ok(Some(dir)),
+        match rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(true),
             Err(Errno::INTR) => {}
-            Err(Errno::WOULDBLOCK) if mutants::on("locks_ignored") => return Ok(Some(dir)),
+            Err(Errno::WOULDBLOCK) if mutants::on("locks_ignored") => return Ok(true),
             Err(Errno::WOULDBLOCK) if Instant::now() < deadline => std::thread::sleep(RETRY_REST),
-            Err(Errno::WOULDBLOCK) => return Ok(None),
+            Err(Errno::WOULDBLOCK) => return Ok(false),
             Err(error) => return Err(error.into()),
         }
     }

@@ -5,6 +5,7 @@
 #![allow(clippy::disallowed_methods)]
 
 pub mod buffer;
+pub mod child;
 pub mod clock;
 pub mod direct;
 pub mod disk;

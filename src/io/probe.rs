@@ -36,6 +36,13 @@ pub struct FsKind {
     pub fuse: bool,
 }
 
+impl FsKind {
+    /// Whether a syncfs that says OK has synced everything.
+    pub fn trusts_syncfs(&self) -> bool {
+        !self.overlay && !self.fuse
+    }
+}
+
 /// `f_type` of btrfs.
 pub const BTRFS: u64 = 0x9123_683e;
 /// `f_type` of overlayfs.

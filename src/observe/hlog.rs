@@ -30,6 +30,7 @@ use hdrhistogram::serialization::{Deserializer, Serializer, V2DeflateSerializer}
 
 use super::metrics::{Metrics, Stage, latencies};
 use crate::failure::{Exit, Failure};
+use crate::io::lock;
 
 /// How every interval log begins.
 const HEAD: &[u8] = b"#[Histogram log format version ";
@@ -51,15 +52,21 @@ pub struct Hlog {
 impl Hlog {
     /// Appends to `path`, or makes it. The first interval begins now.
     pub fn open(path: &Path) -> Result<Hlog, Failure> {
+        Hlog::open_since(path, Instant::now())
+    }
+
+    /// The same with a first interval that has begun already.
+    pub fn open_since(path: &Path, start: Instant) -> Result<Hlog, Failure> {
         let opened = || -> io::Result<Hlog> {
             let mut file = open_to_append(path)?;
-            let now = SystemTime::now().duration_since(UNIX_EPOCH);
-            let now = now.unwrap_or_default().as_secs_f64();
+            let began = SystemTime::now() - start.elapsed();
+            let began = began.duration_since(UNIX_EPOCH);
+            let began = began.unwrap_or_default().as_secs_f64();
             let head = format!(
                 "#[Histogram log format version 1.3]\n\
                  #[ringest {}: microseconds; Interval_Max: milliseconds]\n\
-                 #[StartTime: {now:.3} (seconds since epoch)]\n\
-                 #[BaseTime: {now:.3} (seconds since epoch)]\n\
+                 #[StartTime: {began:.3} (seconds since epoch)]\n\
+                 #[BaseTime: {began:.3} (seconds since epoch)]\n\
                  \"StartTimestamp\",\"Interval_Length\",\"Interval_Max\",\"Interval_Compressed_Histogram\"\n",
                 env!("CARGO_PKG_VERSION")
             );
@@ -68,7 +75,7 @@ impl Hlog {
                 path: path.to_owned(),
                 file,
                 serializer: V2DeflateSerializer::new(),
-                start: Instant::now(),
+                start,
                 since: Duration::ZERO,
                 before: std::array::from_fn(|_| latencies()),
             })
@@ -100,10 +107,14 @@ impl Hlog {
         self.file.write_all(lines.as_bytes())
     }
 
-    /// Writes one histogram of microseconds, measured from the opening of the log until now.
-    pub fn write_one(&mut self, tag: &str, histogram: &Histogram<u64>) -> io::Result<()> {
+    /// Writes one histogram of microseconds that was measured for so long, from the start of the log on.
+    pub fn write_one(
+        &mut self,
+        tag: &str,
+        histogram: &Histogram<u64>,
+        until: Duration,
+    ) -> io::Result<()> {
         let mut line = String::new();
-        let until = self.start.elapsed();
         self.render(&mut line, tag, Duration::ZERO, until, histogram)?;
         self.file.write_all(line.as_bytes())
     }
@@ -162,7 +173,8 @@ pub fn read(log: &[u8]) -> io::Result<BTreeMap<String, Histogram<u64>>> {
     Ok(sums)
 }
 
-/// Opens a log for appending. A last line that a crash cut off goes: HdrHistogram's readers would stumble over it.
+/// Opens a log for appending, and locks it as long as it is open: two that write would cut off each other's lines. A last
+/// line that a crash cut off goes: HdrHistogram's readers would stumble over it.
 pub fn open_to_append(path: &Path) -> io::Result<File> {
     let file = OpenOptions::new()
         .read(true)
@@ -176,7 +188,12 @@ pub fn open_to_append(path: &Path) -> io::Result<File> {
     if !metadata.is_file() {
         return refused("it is not a regular file");
     }
-    let length = metadata.len();
+    // Without a lock where there are none: some network filesystems.
+    if matches!(lock::lock(&file), Ok(false)) {
+        return refused("another process writes its latencies to it");
+    }
+    // Whoever had the lock before may have written.
+    let length = file.metadata()?.len();
     let mut head = vec![0; HEAD.len().min(length as usize)];
     file.read_exact_at(&mut head, 0)?;
     if !HEAD.starts_with(&head) {
@@ -256,7 +273,8 @@ mod tests {
         one.record(5).expect("in bounds");
         let write = || {
             let mut hlog = Hlog::open(&path).expect("open");
-            hlog.write_one("read", &one).expect("write");
+            hlog.write_one("read", &one, Duration::from_secs(2))
+                .expect("write");
         };
         write();
         let whole = std::fs::read(&path).expect("read");
@@ -266,6 +284,35 @@ mod tests {
         assert!(std::fs::read(&path).expect("read").starts_with(&whole));
         append(&whole, &path).expect("append");
         assert_eq!(counts(&path), [("read".into(), 3)]);
+    }
+
+    #[test]
+    fn one_at_a_time_writes_to_a_log() {
+        let (_directory, path) = here();
+        let open = Hlog::open(&path).expect("open");
+        let refused = append(b"", &path).expect_err("it is written to");
+        assert_eq!(refused.exit, Exit::Config);
+        assert!(refused.cause.contains("another process"), "{refused}");
+        drop(open);
+        append(b"", &path).expect("it is free again");
+    }
+
+    #[test]
+    fn a_log_that_is_written_afterwards_begins_when_it_was_measured() {
+        let (_directory, path) = here();
+        let start = Instant::now() - Duration::from_secs(3);
+        let mut hlog = Hlog::open_since(&path, start).expect("open");
+        let mut one = latencies();
+        one.record(5).expect("in bounds");
+        hlog.write_one("scheduled", &one, Duration::from_secs(60))
+            .expect("write");
+        let text = std::fs::read_to_string(&path).expect("read");
+        assert!(text.contains("Tag=scheduled,0.000,60.000,"), "{text}");
+        let line = text.lines().find(|line| line.starts_with("#[StartTime: "));
+        let began = line.and_then(|line| line[13..].split(' ').next()?.parse::<f64>().ok());
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("later");
+        let since = now.as_secs_f64() - began.expect("a time");
+        assert!(since >= 2.9, "{since}");
     }
 
     #[test]
