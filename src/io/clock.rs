@@ -35,3 +35,12 @@ pub fn realtime() -> Timestamp {
         nanos: now.tv_nsec as u32,
     }
 }
+
+/// Processor time that this thread has taken.
+pub fn thread_time() -> Duration {
+    let spent = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    Duration::new(
+        u64::try_from(spent.tv_sec).unwrap_or(0),
+        u32::try_from(spent.tv_nsec).unwrap_or(0),
+    )
+}

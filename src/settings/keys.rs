@@ -297,7 +297,8 @@ pub static KEYS: &[Key] = &[
         },
         &["60"],
         "N",
-        "Time between two full scans of the staging directories, in seconds",
+        "Time between two full scans of the staging directories, in seconds; up to ten times that where inotify watches all \
+         of them and a scan takes long",
     ),
     of_flow(
         "metrics_interval",

@@ -45,6 +45,10 @@ const READY_MAX: usize = 256;
 const MAKE_UP_REST: Duration = Duration::from_millis(500);
 /// How often room in a full queue is looked for.
 const FULL_QUEUE_POLL: Duration = Duration::from_millis(1);
+/// Where inotify watches everything, walks over all directories may take one part in so many of a core...
+const WALK_SHARE: u32 = 200;
+/// ...but come after so many intervals at the latest.
+const WALK_INTERVALS_MAX: u32 = 10;
 /// How often a paused intake tries again.
 const PAUSE_REST: Duration = Duration::from_secs(1);
 /// With `--once`: how long a pause may last.
@@ -87,6 +91,12 @@ pub struct Discoverer {
     in_flight: usize,
     pending: Count,
     next_rescan: Instant,
+    /// Not before then are all directories walked over, unless something may have been missed.
+    next_walk: Instant,
+    /// The processor time of this thread at the beginning of the walk that goes on.
+    walk_began: Option<Duration>,
+    /// Whether the last walk came across a directory that could not be watched or listed.
+    unwatched: bool,
     /// Set when a scan has to follow soon: hints were dropped.
     make_up: bool,
     pause: Option<Pause>,
@@ -165,6 +175,9 @@ impl Discoverer {
             in_flight: 0,
             pending: Count::default(),
             next_rescan: now,
+            next_walk: now,
+            walk_began: None,
+            unwatched: false,
             make_up: false,
             pause: None,
             short: None,
@@ -398,11 +411,18 @@ impl Discoverer {
             return Ok(());
         }
         self.next_rescan = now + self.parts.rescan;
-        self.make_up = false;
+        let walks = self.make_up || now >= self.next_walk || !self.hears_of_everything();
+        if walks {
+            self.make_up = false;
+            self.unwatched = false;
+            self.walk_began = Some(clock::thread_time());
+        }
         for index in 0..self.parts.inputs.len() {
             self.check_root(index)?;
-            let dir = Arc::clone(&self.parts.inputs[index].dir);
-            self.scans.push_back(Scan::new(index, dir, PathBuf::new()));
+            if walks {
+                let dir = Arc::clone(&self.parts.inputs[index].dir);
+                self.scans.push_back(Scan::new(index, dir, PathBuf::new()));
+            }
             // Those that only a scan wakes may be gone by now, and a scan does not see what is gone.
             let unheard: Vec<Arc<Path>> = self.entries[index]
                 .iter()
@@ -414,6 +434,19 @@ impl Discoverer {
             }
         }
         Ok(())
+    }
+
+    /// Whether inotify tells of all that happens, as far as is known.
+    fn hears_of_everything(&self) -> bool {
+        let all = self.parts.inputs.iter().all(|input| input.inotify);
+        self.watcher.is_some() && all && !self.unwatched
+    }
+
+    fn end_walk(&mut self) {
+        if let Some(began) = self.walk_began.take() {
+            let took = clock::thread_time().saturating_sub(began);
+            self.next_walk = Instant::now() + rest_after_walk(took, self.parts.rescan);
+        }
     }
 
     /// Another directory under the input's name would never be looked at.
@@ -450,6 +483,9 @@ impl Discoverer {
             match scan.next() {
                 None => {
                     self.scans.pop_front();
+                    if self.scans.is_empty() {
+                        self.end_walk();
+                    }
                 }
                 Some(ScanEntry::Directory { path, fd }) => {
                     if let Some(watcher) = &mut self.watcher
@@ -461,6 +497,7 @@ impl Discoverer {
                             self.parts.inputs[input].absolute(&path).display()
                         );
                         events::fallback("inotify", &cause, "rescans only");
+                        self.unwatched = true;
                     }
                 }
                 Some(ScanEntry::Name { path, dir, kind }) => {
@@ -481,7 +518,10 @@ impl Discoverer {
                         self.sight(input, &path, SeenBy::Scan, Some(&dir));
                     }
                 }
-                Some(ScanEntry::Failed { path, error }) => self.scan_failed(input, &path, &error),
+                Some(ScanEntry::Failed { path, error }) => {
+                    self.unwatched = true;
+                    self.scan_failed(input, &path, &error);
+                }
             }
         }
     }
@@ -890,11 +930,9 @@ impl Discoverer {
             return Ok(false);
         }
         // What came while the rest was worked on counts as present, also where nobody reports it.
-        let all_reported =
-            self.watcher.is_some() && self.parts.inputs.iter().all(|input| input.inotify);
-        if self.make_up || !(self.looked_around || all_reported) {
+        if self.make_up || !(self.looked_around || self.hears_of_everything()) {
             self.looked_around = true;
-            self.next_rescan = now;
+            (self.next_rescan, self.next_walk) = (now, now);
             return Ok(false);
         }
         Ok(true)
@@ -974,6 +1012,11 @@ impl Discoverer {
     }
 }
 
+/// How long no directory is walked over after a walk that took so much processor time.
+fn rest_after_walk(took: Duration, rescan: Duration) -> Duration {
+    (took * WALK_SHARE).clamp(rescan, rescan * WALK_INTERVALS_MAX)
+}
+
 /// Looks at a path beneath an input. What a symbolic link or a mount point leads to is not there.
 fn look_beneath(root: impl AsFd, path: &Path) -> io::Result<Option<FileStat>> {
     use rustix::io::Errno;
@@ -1039,6 +1082,14 @@ mod tests {
         assert_eq!(size("real/other"), None);
         assert_eq!(size("none/file"), None);
         assert_eq!(size("real/file/below"), None);
+    }
+
+    #[test]
+    fn a_walk_that_takes_long_is_taken_more_rarely() {
+        let rest = |took| rest_after_walk(Duration::from_millis(took), Duration::from_secs(60));
+        for (took_ms, seconds) in [(0, 60), (300, 60), (1000, 200), (3000, 600), (60_000, 600)] {
+            assert_eq!(rest(took_ms), Duration::from_secs(seconds));
+        }
     }
 
     #[test]
