@@ -679,7 +679,7 @@ mod tests {
             "ringest bench --rate 0",
             "ringest bench --rate NaN",
             "ringest bench --seconds 3",
-            "ringest bench --rate 5 --files 5",
+            "ringest bench --rate 5 --seconds 5 --files 5",
             "ringest bench --warm --cold",
             "ringest bench --dirty --cold",
             "ringest bench --same-fs --cross-fs /tmp",
