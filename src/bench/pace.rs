@@ -73,7 +73,7 @@ struct Schedule {
 }
 
 impl Pace {
-    /// How many files that makes; more than [`FILES_MAX`] are too many.
+    /// How many files that makes; more than [`super::FILES_MAX`] are refused.
     pub fn files(&self) -> u64 {
         ((self.rate * self.seconds).round() as u64).max(1)
     }
