@@ -116,6 +116,29 @@ fn a_placed_file_that_somebody_takes_away_is_withdrawn() {
     site.assert_sound();
 }
 
+/// The file in the new directory sends no event of its own, and its name is still on its way.
+#[test]
+fn a_file_in_a_directory_that_replaces_the_one_whence_its_namesake_was_placed_is_an_arrival() {
+    let site = Site::new();
+    fs::create_dir(site.staging.join("job")).expect("make a directory");
+    site.put("job/data.csv", "first");
+    let run = stopped_at("placed", &site, &["--recursive"]);
+    let (job, next) = (site.staging.join("job"), site.root.join("next"));
+    fs::remove_dir(&job).expect("it is empty");
+    fs::create_dir(&next).expect("make a directory");
+    fs::write(next.join("data.csv"), "second").expect("write");
+    fs::rename(&next, &job).expect("rename");
+    ends_well(run);
+    let contents = site
+        .manifest()
+        .iter()
+        .map(|line| fs::read_to_string(line.placed()).expect("read"))
+        .collect::<Vec<_>>();
+    assert_eq!(contents, ["first", "second"]);
+    assert!(files_beneath(&site.staging).is_empty());
+    site.assert_sound();
+}
+
 #[test]
 fn a_name_that_somebody_takes_before_the_file_is_placed_stays_theirs() {
     let site = Site::new();

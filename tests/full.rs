@@ -297,6 +297,28 @@ fn a_full_disk_of_the_manifests_pauses_intake_and_room_resumes_it() {
     drop(site);
 }
 
+/// More than the queue holds: what waited there settled before the pause.
+#[test]
+fn a_long_backlog_goes_on_at_once_when_there_is_room() {
+    const BACKLOG: usize = 9000;
+    let Some(image) = Image::new(&[]) else { return };
+    let site = On::Manifests.site(&image);
+    site.run_once(&[]);
+    for number in 0..BACKLOG {
+        site.put(format!("{number}.csv"), number.to_le_bytes());
+    }
+    image.fill(0);
+    let mut running = site.start(&[]);
+    pauses(&site, &mut running, On::Manifests.word());
+    image.empty();
+    running.wait_for_event("intake_resumed", "");
+    site.wait_for_lines(&mut running, BACKLOG);
+    running.terminate();
+    assert_eq!(site.manifest().len(), BACKLOG);
+    site.assert_staging_is_empty();
+    drop(site);
+}
+
 #[test]
 fn a_full_disk_of_the_state_pauses_intake_and_room_resumes_it() {
     let Some(image) = Image::new(&[]) else { return };

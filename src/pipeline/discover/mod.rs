@@ -41,6 +41,8 @@ const ENTRIES_MAX: usize = 100_000;
 const SCAN_SLICE: usize = 256;
 /// Settled files that may wait for room in the queue before the scan pauses.
 const READY_MAX: usize = 256;
+/// A file that has failed more often in a row is told of, and forgotten where there is no room for another one.
+const TRIES_MAX: u32 = 4;
 /// Time to the scan that makes up for dropped hints.
 const MAKE_UP_REST: Duration = Duration::from_millis(500);
 /// How often room in a full queue is looked for.
@@ -95,10 +97,13 @@ pub struct Discoverer {
     next_walk: Instant,
     /// The processor time of this thread at the beginning of the walk that goes on.
     walk_began: Option<Duration>,
-    /// Whether the last walk came across a directory that could not be watched or listed.
+    /// Whether there is something that only a walk finds: a directory that cannot be watched or listed, a file that could not be
+    /// looked at or was forgotten.
     unwatched: bool,
     /// Set when a scan has to follow soon: hints were dropped.
     make_up: bool,
+    /// Nothing can be forgotten before then to make room for another file.
+    no_room_before: Option<Instant>,
     pause: Option<Pause>,
     /// Where less is free than is to stay free.
     short: Option<PathBuf>,
@@ -122,7 +127,7 @@ struct Entry {
     no_room: bool,
     /// With `--once`: since when it has been changing or coming back. Its patience begins there, not when it came.
     restless_since: Option<Instant>,
-    /// When it was last settled.
+    /// When it was last settled or, while intake pauses, handed on to find out about room.
     settled_at: Instant,
     /// What was heard of it while it was downstream. The next look counts as that.
     heard: Option<SeenBy>,
@@ -179,6 +184,7 @@ impl Discoverer {
             walk_began: None,
             unwatched: false,
             make_up: false,
+            no_room_before: None,
             pause: None,
             short: None,
             next_look_at_reserve: now,
@@ -241,7 +247,7 @@ impl Discoverer {
             State::Waiting { .. } => None,
         };
         // Those that come again keep their rest, whatever was heard: taking a file back is heard of, too.
-        entry.heard = again;
+        entry.heard = again.filter(|by| *by != SeenBy::Scan);
         entry.no_room = matches!(fate, Fate::NoRoom(_));
         let size = entry.file.identity.size;
         let mut look = |entry: &mut Entry, after: Duration, why| {
@@ -290,7 +296,7 @@ impl Discoverer {
                 };
                 entry.tries += 1;
                 look(entry, after, why);
-                let long = entry.tries > 4 && matches!(why, Waiting::HeldOpen);
+                let long = entry.tries > TRIES_MAX && matches!(why, Waiting::HeldOpen);
                 if long {
                     let path = self.parts.inputs[input].absolute(&path);
                     events::file_waiting(&path, why.as_str());
@@ -565,9 +571,11 @@ impl Discoverer {
                 state: State::InFlight { again },
                 ..
             }) => {
-                if by != SeenBy::Scan {
-                    *again = Some(by);
-                }
+                // A scan may have met another file of that name, of which nothing else will be heard.
+                match by {
+                    SeenBy::Scan => again.get_or_insert(by),
+                    _ => again.insert(by),
+                };
                 return;
             }
             // Its timer looks at it soon enough; a scan that came between a close and the look at it would put that off
@@ -604,6 +612,7 @@ impl Discoverer {
             }
             Err(error) => {
                 self.forget(input, path);
+                self.unwatched = true;
                 let remedy = "it stays in staging and is looked at again at the next scan";
                 events::file_failed(&root.absolute(path), "look at", &error.to_string(), remedy);
             }
@@ -772,13 +781,25 @@ impl Discoverer {
         self.next_rescan = self.next_rescan.min(Instant::now() + MAKE_UP_REST);
     }
 
-    /// Room for one more file. Files that wait for nothing but a scan make place first.
+    /// Room for one more file. Files that wait for nothing but a scan make place first, and those that have failed for long:
+    /// as many of them as are remembered must not keep all others out.
     fn make_room(&mut self) -> bool {
         let all: usize = self.entries.iter().map(HashMap::len).sum();
         if all < ENTRIES_MAX {
             return true;
         }
-        let evictable = |entry: &Entry| matches!(entry.state, State::Waiting { due: None, .. });
+        // Going through all of them for each file that comes would leave no time for anything else.
+        let now = Instant::now();
+        if self.no_room_before.is_some_and(|then| now < then) {
+            return false;
+        }
+        let evictable = |entry: &Entry| match entry.state {
+            State::Waiting { due: None, .. } => true,
+            State::Waiting { why, .. } => {
+                entry.tries > TRIES_MAX && matches!(why, Waiting::Unreadable | Waiting::HeldOpen)
+            }
+            State::InFlight { .. } => false,
+        };
         let mut gone = Count::default();
         for entries in &mut self.entries {
             entries.retain(|_, entry| {
@@ -791,6 +812,8 @@ impl Discoverer {
         }
         self.pending.files -= gone.files;
         self.pending.bytes -= gone.bytes;
+        self.unwatched |= gone.files > 0;
+        self.no_room_before = (gone.files == 0).then(|| now + MAKE_UP_REST);
         gone.files > 0
     }
 
@@ -852,10 +875,19 @@ impl Discoverer {
                 self.resume();
                 return;
             }
-            if let Some(candidate) = self.ready.pop_front()
-                && let Err(candidate) = self.parts.candidates.try_push(candidate)
-            {
-                self.ready.push_front(candidate);
+            if let Some(candidate) = self.ready.pop_front() {
+                // However long ago it settled: what becomes of it now tells whether there is room.
+                let inputs = self.parts.inputs.iter().zip(&mut self.entries);
+                for (input, entries) in inputs {
+                    if Arc::ptr_eq(input, &candidate.input)
+                        && let Some(entry) = entries.get_mut(candidate.path())
+                    {
+                        entry.settled_at = now;
+                    }
+                }
+                if let Err(candidate) = self.parts.candidates.try_push(candidate) {
+                    self.ready.push_front(candidate);
+                }
             }
             return;
         }
