@@ -393,6 +393,30 @@ fn a_large_copy_that_would_take_the_reserve_is_not_begun() {
 }
 
 #[test]
+fn a_file_that_is_too_large_does_not_hold_up_the_others() {
+    let Some(image) = Image::new(&[]) else { return };
+    let site = On::Warehouse.site(&image);
+    site.run_once(&[]);
+    site.put("large", Random::new().bytes(80 << 20));
+    let mut running = site.start(&[]);
+    pauses(&site, &mut running, "warehouse");
+    for number in 0..20 {
+        site.put(format!("small {number}"), format!("{number}"));
+        site.wait_for_lines(&mut running, number + 1);
+    }
+    running.wait_for_event("file_waiting", "large");
+    let status = status(&site);
+    assert_ne!(status["state"], "paused", "{status}");
+    let ended = running.terminate();
+    // However often it was tried: once.
+    assert_eq!(ended.events("intake_paused", "").len(), 1);
+    assert_eq!(site.manifest().len(), 20);
+    assert!(site.staging.join("large").exists());
+    site.assert_agrees();
+    drop(site);
+}
+
+#[test]
 fn while_intake_is_paused_no_writer_waits_for_a_lease() {
     let Some(image) = Image::new(&[]) else { return };
     let site = waiting_site(On::State, &image, 4096);

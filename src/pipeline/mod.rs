@@ -135,6 +135,11 @@ pub enum Fate {
         /// Why.
         why: Waiting,
     },
+    /// It changed after it was moved, and was moved back: that is heard of as if its writer were done with it.
+    TakenBack {
+        /// How long to leave it alone.
+        after: Duration,
+    },
     /// No lease is to be had: it has to hold still for the full interval.
     NeedsInterval,
     /// It cannot be renamed into the warehouse.

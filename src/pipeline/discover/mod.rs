@@ -53,6 +53,8 @@ const WALK_SHARE: u32 = 200;
 const WALK_INTERVALS_MAX: u32 = 10;
 /// How often a paused intake tries again.
 const PAUSE_REST: Duration = Duration::from_secs(1);
+/// Longest rest of a file that is too large while there is room for others.
+const NO_ROOM_REST_MAX: Duration = Duration::from_secs(8);
 /// With `--once`: how long a pause may last.
 pub const ONCE_PAUSE_MAX: Duration = Duration::from_secs(60);
 /// With `--once`: how long a file may change or be held open at least, before it is left.
@@ -100,6 +102,8 @@ pub struct Discoverer {
     /// Whether there is something that only a walk finds: a directory that cannot be watched or listed, a file that could not be
     /// looked at or was forgotten.
     unwatched: bool,
+    /// Watches that were refused since the last walk began, and by the walk before it.
+    refused_watches: [u64; 2],
     /// Set when a scan has to follow soon: hints were dropped.
     make_up: bool,
     /// Nothing can be forgotten before then to make room for another file.
@@ -183,6 +187,7 @@ impl Discoverer {
             next_walk: now,
             walk_began: None,
             unwatched: false,
+            refused_watches: [0; 2],
             make_up: false,
             no_room_before: None,
             pause: None,
@@ -248,7 +253,7 @@ impl Discoverer {
         };
         // Those that come again keep their rest, whatever was heard: taking a file back is heard of, too.
         entry.heard = again.filter(|by| *by != SeenBy::Scan);
-        entry.no_room = matches!(fate, Fate::NoRoom(_));
+        let had_no_room = std::mem::replace(&mut entry.no_room, matches!(fate, Fate::NoRoom(_)));
         let size = entry.file.identity.size;
         let mut look = |entry: &mut Entry, after: Duration, why| {
             let due = now + after;
@@ -302,6 +307,11 @@ impl Discoverer {
                     events::file_waiting(&path, why.as_str());
                 }
             }
+            Fate::TakenBack { after } => {
+                entry.file.taken_back = true;
+                entry.restless_since.get_or_insert(now);
+                look(entry, after, Waiting::Still);
+            }
             Fate::NeedsInterval => {
                 entry.file.lease_refused = true;
                 look(entry, Duration::ZERO, Waiting::Still);
@@ -326,6 +336,13 @@ impl Discoverer {
                 if let Some(by) = again {
                     self.sight(input, &path, by, None);
                 }
+            }
+            // Others found room since it was tried last: it is too large, and no reason to hold them up again.
+            Fate::NoRoom(reason) if had_no_room && self.pause.is_none() && !self.parts.once => {
+                entry.tries += 1;
+                let rest = failed_rest(PAUSE_REST, entry.tries).min(NO_ROOM_REST_MAX);
+                look(entry, rest, Waiting::Turn);
+                events::file_waiting(&self.parts.inputs[input].absolute(&path), &reason);
             }
             Fate::NoRoom(reason) => {
                 entry.restless_since = None;
@@ -421,6 +438,7 @@ impl Discoverer {
         if walks {
             self.make_up = false;
             self.unwatched = false;
+            self.refused_watches = [0, self.refused_watches[0]];
             self.walk_began = Some(clock::thread_time());
         }
         for index in 0..self.parts.inputs.len() {
@@ -452,6 +470,11 @@ impl Discoverer {
         if let Some(began) = self.walk_began.take() {
             let took = clock::thread_time().saturating_sub(began);
             self.next_walk = Instant::now() + rest_after_walk(took, self.parts.rescan);
+            let [refused, before] = self.refused_watches;
+            if refused > 1 && refused != before {
+                let cause = format!("cannot watch {refused} directories");
+                events::fallback("inotify", &cause, "rescans only");
+            }
         }
     }
 
@@ -498,11 +521,13 @@ impl Discoverer {
                         && self.parts.inputs[input].inotify
                         && let Err(error) = watcher.watch(input, &path, &fd)
                     {
-                        let cause = format!(
-                            "cannot watch {}: {error}",
-                            self.parts.inputs[input].absolute(&path).display()
-                        );
-                        events::fallback("inotify", &cause, "rescans only");
+                        // There may be many, at each walk: one by name, and how many they are in the end.
+                        if self.refused_watches == [0; 2] {
+                            let path = self.parts.inputs[input].absolute(&path);
+                            let cause = format!("cannot watch {}: {error}", path.display());
+                            events::fallback("inotify", &cause, "rescans only");
+                        }
+                        self.refused_watches[0] += 1;
                         self.unwatched = true;
                     }
                 }
@@ -1068,15 +1093,13 @@ fn look_beneath(root: impl AsFd, path: &Path) -> io::Result<Option<FileStat>> {
 
 /// Whether one of these files will be tried for want of room.
 fn finds_out_about_room(entries: &HashMap<Arc<Path>, Entry>) -> bool {
-    let waits = |entry: &Entry| {
-        let turn = matches!(
-            entry.state,
-            State::Waiting {
-                due: Some(_),
-                why: Waiting::Turn
-            }
-        );
-        entry.no_room && turn
+    let soon = Instant::now() + PAUSE_REST;
+    let waits = |entry: &Entry| match entry.state {
+        State::Waiting {
+            due: Some(due),
+            why: Waiting::Turn,
+        } => entry.no_room && due <= soon,
+        _ => false,
     };
     entries.values().any(waits)
 }
@@ -1146,6 +1169,8 @@ mod tests {
         let soon = Some(Instant::now());
         assert!(finds_out(true, soon, Waiting::Turn));
         assert!(!finds_out(false, soon, Waiting::Turn));
+        let late = soon.map(|soon| soon + NO_ROOM_REST_MAX);
+        assert!(!finds_out(true, late, Waiting::Turn));
         assert!(!finds_out(true, soon, Waiting::Still));
         assert!(!finds_out(true, None, Waiting::Links));
         assert!(!finds_out_about_room(&HashMap::new()));

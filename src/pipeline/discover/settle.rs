@@ -115,6 +115,9 @@ pub struct Unsettled {
     pub since: Instant,
     /// Whether a lease on it was refused for good.
     pub lease_refused: bool,
+    /// Whether it changed after it was moved, and was moved back. Moving it back is heard of as its writer's close would be,
+    /// so no close proves anything any more.
+    pub taken_back: bool,
     /// Whether its second name was seen before.
     linked_before: bool,
     /// Whether it was closed in that very state: a look that a rest put off does not wait for another close.
@@ -129,6 +132,7 @@ impl Unsettled {
             first_seen: now,
             since: now,
             lease_refused: false,
+            taken_back: false,
             linked_before: false,
             closed: false,
         }
@@ -138,6 +142,7 @@ impl Unsettled {
     pub fn step(&mut self, rules: &Rules, seen: &Seen, by: SeenBy, now: Instant) -> (Step, bool) {
         let changed = seen.identity != self.identity;
         if changed {
+            self.taken_back &= seen.identity.same_inode(&self.identity);
             self.identity = seen.identity;
             self.since = now;
             self.closed = false;
@@ -180,7 +185,10 @@ impl Unsettled {
                 after: None,
                 why: Waiting::Sidecar,
             },
-            Mode::Closed if by == SeenBy::Finished || (by == SeenBy::Timer && self.closed) => {
+            Mode::Closed
+                if !self.taken_back
+                    && (by == SeenBy::Finished || (by == SeenBy::Timer && self.closed)) =>
+            {
                 Step::Settled(Proof::Settled)
             }
             Mode::Closed if rules.leases && !self.lease_refused => {
@@ -327,6 +335,30 @@ mod tests {
         assert_eq!(at(2, SeenBy::Finished), settled);
         assert_eq!(at(2, SeenBy::Created), look(5));
         assert_eq!(at(2, SeenBy::Timer), look(5));
+    }
+
+    #[test]
+    fn no_close_is_believed_of_a_file_that_was_taken_back() {
+        let start = Instant::now();
+        let by = SeenBy::Finished;
+        let mut file = Unsettled::new(seen(1).identity, start);
+        file.taken_back = true;
+        let with = rules(Mode::Closed);
+        let leased = Step::Settled(Proof::IfLeased);
+        assert_eq!(file.step(&with, &seen(1), by, start).0, leased);
+        let without = Rules {
+            leases: false,
+            ..with
+        };
+        assert_eq!(file.step(&without, &seen(1), by, start).0, look(5));
+        let timer = SeenBy::Timer;
+        assert_eq!(file.step(&without, &seen(2), timer, start).0, look(5));
+        assert_eq!(file.step(&without, &seen(2), by, start).0, look(5));
+        // Another file of that name has not been moved by anybody but its writer.
+        let mut other = seen(2);
+        other.identity.inode += 1;
+        let settled = Step::Settled(Proof::Settled);
+        assert_eq!(file.step(&without, &other, by, start).0, settled);
     }
 
     #[test]

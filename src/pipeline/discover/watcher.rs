@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use inotify::{EventMask, Inotify, WatchDescriptor, WatchMask};
+use rustix::io::Errno;
 
 use crate::io::open;
 
@@ -64,7 +65,15 @@ impl Watcher {
         if path.as_os_str().is_empty() {
             mask |= WatchMask::DELETE_SELF | WatchMask::MOVE_SELF;
         }
-        let descriptor = self.inotify.watches().add(open::proc_path(fd), mask)?;
+        let added = self.inotify.watches().add(open::proc_path(fd), mask);
+        let descriptor = added.map_err(|error| match Errno::from_io_error(&error) {
+            // The kernel's words are those of a full disk.
+            Some(Errno::NOSPC) => io::Error::new(
+                error.kind(),
+                "there are no watches left, raise sysctl fs.inotify.max_user_watches",
+            ),
+            _ => error,
+        })?;
         // The same directory under a new name has the same descriptor.
         self.directories.insert(descriptor, (input, path.into()));
         Ok(())

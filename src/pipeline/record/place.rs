@@ -267,7 +267,9 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
         match back {
             Ok(()) => {
                 events::file_changed(&path, "changed while it was placed; back in staging");
-                item.dropped = Some(again);
+                item.dropped = Some(Fate::TakenBack {
+                    after: CHANGED_REST,
+                });
                 Ok(())
             }
             Err(error) if crate::pipeline::is_no_room(&error) => Err(failed(error)),
