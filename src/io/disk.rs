@@ -153,8 +153,9 @@ pub struct RealDisk {
     pub lease_signal: Option<i32>,
 }
 
-/// From this many files on, one `syncfs` is cheaper than a sync for each (measured: ext4, kernel 6.18).
-const SYNCFS_FILES_MIN: usize = 24;
+/// From this many files on, one `syncfs` is cheaper than a sync for each: 16 of 4 KiB take 0.5 ms by one `syncfs`, 1.2 ms by `fsync` in
+/// eight threads, 3.4 ms one after the other (ext4, kernel 6.18). Fewer do not wait for what others have written there.
+const SYNCFS_FILES_MIN: usize = 8;
 /// Syncs in flight at once; their journal commits merge.
 const SYNC_THREADS_MAX: usize = 8;
 
