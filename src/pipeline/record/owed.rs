@@ -173,7 +173,7 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
                     Err(error) => return later(Some(seen.identity), &error.to_string()),
                 },
             };
-            if !recorded || !self.may_go(dirs, owed, item)? {
+            if !recorded || !self.first_stands(dirs, owed)? || self.is_written(owed, item) {
                 return Ok(Removal::Gone);
             }
             match self.disk.rename(&dir, name, &dir, &hidden) {
@@ -184,11 +184,13 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
             }
         }
         points::reached("source_hidden");
+        // That may take long, if the first has to be read: what can change meanwhile is looked at after it.
+        let first_stands = self.first_stands(dirs, owed)?;
         let seen = self.disk.stat(&dir, &hidden).map_err(failed)?;
         let meant = seen.is_some_and(|seen| is_meant(owed, &seen))
             || mutants::on("hidden_file_not_looked_at");
         let mut denied = None;
-        if meant && self.may_go(dirs, owed, item)? {
+        if meant && first_stands && !self.is_written(owed, item) {
             match self.disk.unlink(&dir, &hidden) {
                 Ok(()) => {
                     points::reached("source_removed");
@@ -217,29 +219,26 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
         Ok(Removal::Later)
     }
 
-    /// Whether a name may go: nobody came back to the file, and of a duplicate the first is still stored.
-    fn may_go(
-        &self,
-        dirs: &mut BatchDirs<D>,
-        owed: &Owed,
-        item: Option<&Item<D::File>>,
-    ) -> Result<bool, Failure> {
+    /// Whether somebody came back to the file.
+    fn is_written(&self, owed: &Owed, item: Option<&Item<D::File>>) -> bool {
         let staged = item.and_then(|item| item.staged.as_ref());
-        if owed.kind != OwedKind::Sidecar
+        owed.kind != OwedKind::Sidecar
             && staged.is_some_and(|staged| !self.disk.unbroken(&staged.file))
             && !mutants::on("written_source_removed")
-        {
+    }
+
+    /// Whether, of a duplicate, the first is still stored.
+    fn first_stands(&self, dirs: &mut BatchDirs<D>, owed: &Owed) -> Result<bool, Failure> {
+        if owed.kind != OwedKind::Duplicate || mutants::on("first_copy_not_looked_at") {
+            return Ok(true);
+        }
+        let Some(arrival) = self.ledger_arrival(owed.seq)? else {
             return Ok(false);
+        };
+        match arrival.outcome {
+            Outcome::Duplicate { of } => Ok(self.stored_copy_stands(dirs, of)?.unwrap_or(false)),
+            _ => Ok(true),
         }
-        if owed.kind == OwedKind::Duplicate && !mutants::on("first_copy_not_looked_at") {
-            let Some(arrival) = self.ledger_arrival(owed.seq)? else {
-                return Ok(false);
-            };
-            if let Outcome::Duplicate { of } = arrival.outcome {
-                return Ok(self.stored_copy_stands(dirs, of)?.unwrap_or(false));
-            }
-        }
-        Ok(true)
     }
 
     /// Whether a file that was touched holds what was recorded all the same, by its bytes: perhaps it was given its name
