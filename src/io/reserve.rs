@@ -50,18 +50,20 @@ impl Reserve {
         None
     }
 
-    /// Why a copy of this size must not be begun, if it must not.
+    /// Why a copy that takes so many bytes must not be begun, if it must not: it would not fit, or take what is to stay free.
     pub fn refuses_copy(&self, bytes: u64) -> Option<String> {
         let (path, dir) = &self.warehouse;
         let needed = self.bytes.saturating_add(bytes);
-        let short = self.bytes > 0 && free_bytes(dir).is_ok_and(|free| free < needed);
+        let short = free_bytes(dir).is_ok_and(|free| free < needed);
         // Without numbers that change from file to file: a reason that is not new is not told again.
         short.then(|| {
-            format!(
-                "{} has no room for the next copy, min_free_bytes keeps {}",
-                path.display(),
-                self.bytes
-            )
+            let path = path.display();
+            match self.bytes {
+                0 => format!("{path} has no room for the next copy"),
+                kept => {
+                    format!("{path} has no room for the next copy, min_free_bytes keeps {kept}")
+                }
+            }
         })
     }
 }
@@ -83,7 +85,8 @@ mod tests {
         let place = (dir.path().to_path_buf(), Arc::new(open));
         let reserve = |bytes| Reserve::new(bytes, place.clone(), vec![place.clone()]);
         assert_eq!(reserve(0).shortage(), None);
-        assert_eq!(reserve(0).refuses_copy(u64::MAX), None);
+        assert!(reserve(0).refuses_copy(u64::MAX).is_some());
+        assert_eq!(reserve(0).refuses_copy(1), None);
         assert_eq!(reserve(1).shortage(), None);
         assert_eq!(reserve(1).refuses_copy(1), None);
         assert!(reserve(1).refuses_copy(u64::MAX).is_some());

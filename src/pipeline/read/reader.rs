@@ -439,11 +439,11 @@ impl Reader {
                 false => self.shared.methods.copy(input.id),
             };
             let copy = self.begin_copy(input.id, method, &file, &before)?;
-            // A clone takes no room. Small ones cannot miss the reserve by much before the discoverer sees it.
-            let size = before.identity.size;
-            if size >= WEIGHED_BYTES
+            // A clone takes no room, nor do holes. Small ones cannot miss the reserve by much before the discoverer sees it.
+            let needed = before.identity.size.min(before.blocks * 512);
+            if needed >= WEIGHED_BYTES
                 && !copy.is_cloned()
-                && let Some(reason) = self.shared.reserve.refuses_copy(size)
+                && let Some(reason) = self.shared.reserve.refuses_copy(needed)
             {
                 return Err(Leave::With(Fate::NoRoom(reason)));
             }
