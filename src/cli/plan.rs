@@ -82,7 +82,7 @@ pub fn run(settings: &Settings) -> Result<(), Failure> {
                 });
             }
         };
-        let mut scan = Scan::new(0, Arc::clone(&root), PathBuf::new());
+        let mut scan = Scan::new(Arc::clone(&root), PathBuf::new());
         while let Some(entry) = scan.next() {
             let (path, reason) = match entry {
                 Entry::Directory { .. } => continue,

@@ -430,3 +430,38 @@ fn globs_choose_what_is_taken() {
     );
     site.assert_agrees();
 }
+
+/// The watches that a process has.
+fn watches(process: u32) -> usize {
+    let described = fs::read_dir(format!("/proc/{process}/fdinfo")).expect("list descriptors");
+    let of_one = |entry: std::io::Result<fs::DirEntry>| {
+        let text = fs::read_to_string(entry.expect("an entry").path()).unwrap_or_default();
+        let watches = text.lines().filter(|line| line.starts_with("inotify wd:"));
+        watches.count()
+    };
+    described.map(of_one).sum()
+}
+
+#[test]
+fn directories_that_are_moved_are_watched_where_they_are_and_nowhere_else() {
+    let site = Site::new().with(&[
+        "--recursive",
+        "--mode",
+        "closed",
+        "--stability-seconds",
+        "0.1",
+    ]);
+    fs::create_dir_all(site.staging.join("job/below")).expect("make directories");
+    let mut running = site.start(&[]);
+    wait_until("all are watched", || watches(running.id()) == 3);
+    fs::rename(site.staging.join("job"), site.root.join("elsewhere")).expect("move it away");
+    wait_until("it is not watched any more", || watches(running.id()) == 1);
+    fs::create_dir_all(site.staging.join("job/below")).expect("make directories");
+    wait_until("the new one is watched", || watches(running.id()) == 3);
+    fs::rename(site.staging.join("job"), site.staging.join("other")).expect("move it");
+    site.put("other/below/a.csv", "a");
+    site.wait_for_line(&mut running, "a.csv");
+    wait_until("it is watched there", || watches(running.id()) == 3);
+    running.terminate();
+    site.assert_sound();
+}

@@ -22,7 +22,7 @@ use rustix::event::{PollFd, PollFlags};
 use rustix::fs::{FileType, Timespec};
 
 use crate::failure::{Exit, Failure};
-use crate::io::{FileStat, Reserve, clock, open, stat};
+use crate::io::{FileStat, Reserve, Timestamp, clock, open, stat};
 use crate::observe::events;
 use crate::observe::metrics::{Count, Metrics, Stage};
 use crate::pipeline::queue::Queue;
@@ -39,6 +39,8 @@ use watcher::{Report, Watcher};
 const ENTRIES_MAX: usize = 100_000;
 /// Directory entries looked at before events and timers have their turn again.
 const SCAN_SLICE: usize = 256;
+/// Scans of new directories that may wait for their turn. Beyond, a walk over all of them makes up for it.
+const SCANS_MAX: usize = 1024;
 /// Settled files that may wait for room in the queue before the scan pauses.
 const READY_MAX: usize = 256;
 /// A file that has failed more often in a row is told of, and forgotten where there is no room for another one.
@@ -90,25 +92,33 @@ pub struct Discoverer {
     watcher: Option<Watcher>,
     entries: Vec<HashMap<Arc<Path>, Entry>>,
     timers: BinaryHeap<Reverse<(Instant, usize, Arc<Path>)>>,
-    scans: VecDeque<Scan>,
+    /// Of each input; the first of each is under way.
+    scans: Vec<VecDeque<Scan>>,
+    /// The input whose scan has its turn.
+    turn: usize,
     ready: VecDeque<Candidate>,
     in_flight: usize,
     pending: Count,
     next_rescan: Instant,
     /// Not before then are all directories walked over, unless something may have been missed.
     next_walk: Instant,
-    /// The processor time of this thread at the beginning of the walk that goes on.
-    walk_began: Option<Duration>,
+    /// A walk begins as soon as no scan goes on.
+    walk_due: bool,
+    /// When the walk that goes on began, and this thread's processor time then.
+    walk_began: Option<(Instant, Duration)>,
     /// Whether there is something that only a walk finds: a directory that cannot be watched or listed, a file that could not be
     /// looked at or was forgotten.
     unwatched: bool,
-    /// Watches that were refused since the last walk began, and by the walk before it.
-    refused_watches: [u64; 2],
+    /// Watches that the walk that goes on was refused, and how many were told of.
+    refused_watches: u64,
+    refused_told: u64,
     /// Set when a scan has to follow soon: hints were dropped.
     make_up: bool,
     /// Nothing can be forgotten before then to make room for another file.
     no_room_before: Option<Instant>,
     pause: Option<Pause>,
+    /// When the last of those was settled that arrived.
+    room_found: Option<Instant>,
     /// Where less is free than is to stay free.
     short: Option<PathBuf>,
     next_look_at_reserve: Instant,
@@ -127,14 +137,31 @@ struct Entry {
     /// How often it came back in a row, and what for.
     tries: u32,
     tries_for: Waiting,
-    /// Whether there was no room for it when it was tried last.
-    no_room: bool,
+    /// When there was no room for it, if that was so when it was tried last.
+    no_room: Option<Instant>,
     /// With `--once`: since when it has been changing or coming back. Its patience begins there, not when it came.
     restless_since: Option<Instant>,
     /// When it was last settled or, while intake pauses, handed on to find out about room.
     settled_at: Instant,
     /// What was heard of it while it was downstream. The next look counts as that.
-    heard: Option<SeenBy>,
+    heard: Option<Heard>,
+}
+
+/// What was heard of a name, and when by the wall clock: a close says nothing of what was changed since.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Heard {
+    by: SeenBy,
+    at: Timestamp,
+}
+
+impl Heard {
+    /// What it says of a file that was last changed then.
+    fn of(self, changed: Timestamp) -> SeenBy {
+        match self.by {
+            SeenBy::Finished if changed > self.at => SeenBy::Created,
+            by => by,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -142,7 +169,7 @@ enum State {
     /// Looked at again at that time; `None`: when it is heard of, or at the next scan.
     Waiting { due: Option<Instant>, why: Waiting },
     /// Downstream. `again`: the last that was heard of its name meanwhile.
-    InFlight { again: Option<SeenBy> },
+    InFlight { again: Option<Heard> },
 }
 
 #[derive(Debug)]
@@ -179,18 +206,22 @@ impl Discoverer {
             watcher,
             entries: parts.inputs.iter().map(|_| HashMap::new()).collect(),
             timers: BinaryHeap::new(),
-            scans: VecDeque::new(),
+            scans: parts.inputs.iter().map(|_| VecDeque::new()).collect(),
+            turn: 0,
             ready: VecDeque::new(),
             in_flight: 0,
             pending: Count::default(),
             next_rescan: now,
             next_walk: now,
+            walk_due: false,
             walk_began: None,
             unwatched: false,
-            refused_watches: [0; 2],
+            refused_watches: 0,
+            refused_told: 0,
             make_up: false,
             no_room_before: None,
             pause: None,
+            room_found: None,
             short: None,
             next_look_at_reserve: now,
             looked_around: false,
@@ -252,8 +283,9 @@ impl Discoverer {
             State::Waiting { .. } => None,
         };
         // Those that come again keep their rest, whatever was heard: taking a file back is heard of, too.
-        entry.heard = again.filter(|by| *by != SeenBy::Scan);
-        let had_no_room = std::mem::replace(&mut entry.no_room, matches!(fate, Fate::NoRoom(_)));
+        entry.heard = again.filter(|heard| heard.by != SeenBy::Scan);
+        let no_room = matches!(fate, Fate::NoRoom(_)).then_some(now);
+        let had_no_room = std::mem::replace(&mut entry.no_room, no_room);
         let size = entry.file.identity.size;
         let mut look = |entry: &mut Entry, after: Duration, why| {
             let due = now + after;
@@ -267,6 +299,7 @@ impl Discoverer {
             Fate::Done => {
                 // What was on its way already when there was no room says nothing.
                 let settled_at = entry.settled_at;
+                self.room_found = self.room_found.max(Some(settled_at));
                 self.forget(input, &path);
                 if self
                     .pause
@@ -275,13 +308,14 @@ impl Discoverer {
                 {
                     self.resume();
                 }
-                if let Some(by) = again {
-                    self.sight(input, &path, by, None);
+                if let Some(heard) = again {
+                    self.sight_again(input, &path, heard);
                 }
             }
             Fate::Again { after, why } => {
                 // When somebody let go of it, the rests begin with the shortest.
-                let let_go = again == Some(SeenBy::Finished) && why != Waiting::Turn;
+                let finished = again.is_some_and(|heard| heard.by == SeenBy::Finished);
+                let let_go = finished && why != Waiting::Turn;
                 if let_go || entry.tries_for != why {
                     entry.tries = 0;
                     entry.tries_for = why;
@@ -326,25 +360,32 @@ impl Discoverer {
             }
             Fate::Withdrawn => {
                 self.withdrawn(input, &path, size);
-                if let Some(by) = again {
-                    self.sight(input, &path, by, None);
+                if let Some(heard) = again {
+                    self.sight_again(input, &path, heard);
                 }
             }
             Fate::Ignored(reason) => {
                 self.forget(input, &path);
                 events::file_ignored(&self.parts.inputs[input].absolute(&path), reason);
-                if let Some(by) = again {
-                    self.sight(input, &path, by, None);
+                if let Some(heard) = again {
+                    self.sight_again(input, &path, heard);
                 }
             }
-            // Others found room since it was tried last: it is too large, and no reason to hold them up again.
-            Fate::NoRoom(reason) if had_no_room && self.pause.is_none() && !self.parts.once => {
-                entry.tries += 1;
-                let rest = failed_rest(PAUSE_REST, entry.tries).min(NO_ROOM_REST_MAX);
-                look(entry, rest, Waiting::Turn);
-                events::file_waiting(&self.parts.inputs[input].absolute(&path), &reason);
-            }
             Fate::NoRoom(reason) => {
+                if entry.tries_for != Waiting::Turn {
+                    entry.tries = 0;
+                    entry.tries_for = Waiting::Turn;
+                }
+                // If another file has found room since, it is too large, and no reason to hold them up again.
+                let others_fit = had_no_room.is_some_and(|then| self.room_found > Some(then));
+                if others_fit && self.pause.is_none() && !self.parts.once {
+                    entry.tries += 1;
+                    let rest = failed_rest(PAUSE_REST, entry.tries).min(NO_ROOM_REST_MAX);
+                    look(entry, rest, Waiting::Turn);
+                    events::file_waiting(&self.parts.inputs[input].absolute(&path), &reason);
+                    return;
+                }
+                entry.tries = 0;
                 entry.restless_since = None;
                 look(entry, PAUSE_REST, Waiting::Turn);
                 self.pause_intake(&reason, now);
@@ -384,6 +425,7 @@ impl Discoverer {
                 );
                 self.make_up();
             }
+            Report::Moved => self.make_up(),
             Report::RootGone { input } => self.check_root(input)?,
             Report::Name {
                 input,
@@ -394,8 +436,12 @@ impl Discoverer {
                 let root = &self.parts.inputs[input];
                 if root.settings.enters(&path) {
                     // The scan watches first and lists then, so nothing that is made meanwhile is missed.
-                    let scan = Scan::new(input, Arc::clone(&root.dir), path);
-                    self.scans.push_back(scan);
+                    if self.scans[input].len() >= SCANS_MAX {
+                        self.make_up();
+                    } else {
+                        let scan = Scan::new(Arc::clone(&root.dir), path);
+                        self.scans[input].push_back(scan);
+                    }
                 }
             }
             Report::Name {
@@ -430,34 +476,37 @@ impl Discoverer {
 
     fn begin_scans(&mut self) -> Result<(), Failure> {
         let now = Instant::now();
-        if now < self.next_rescan || !self.scans.is_empty() {
-            return Ok(());
+        if now >= self.next_rescan {
+            self.next_rescan = now + self.parts.rescan;
+            self.walk_due |= self.make_up || now >= self.next_walk || !self.hears_of_everything();
+            for index in 0..self.parts.inputs.len() {
+                self.check_root(index)?;
+                // Those that only a scan wakes may be gone by now, and a scan does not see what is gone.
+                let unheard: Vec<Arc<Path>> = self.entries[index]
+                    .iter()
+                    .filter(|(_, entry)| matches!(entry.state, State::Waiting { due: None, .. }))
+                    .map(|(path, _)| Arc::clone(path))
+                    .collect();
+                for path in unheard {
+                    self.sight(index, &path, SeenBy::Timer, None);
+                }
+            }
         }
-        self.next_rescan = now + self.parts.rescan;
-        let walks = self.make_up || now >= self.next_walk || !self.hears_of_everything();
-        if walks {
+        if self.walk_due && !self.is_scanning() {
+            self.walk_due = false;
             self.make_up = false;
             self.unwatched = false;
-            self.refused_watches = [0, self.refused_watches[0]];
-            self.walk_began = Some(clock::thread_time());
-        }
-        for index in 0..self.parts.inputs.len() {
-            self.check_root(index)?;
-            if walks {
-                let dir = Arc::clone(&self.parts.inputs[index].dir);
-                self.scans.push_back(Scan::new(index, dir, PathBuf::new()));
-            }
-            // Those that only a scan wakes may be gone by now, and a scan does not see what is gone.
-            let unheard: Vec<Arc<Path>> = self.entries[index]
-                .iter()
-                .filter(|(_, entry)| matches!(entry.state, State::Waiting { due: None, .. }))
-                .map(|(path, _)| Arc::clone(path))
-                .collect();
-            for path in unheard {
-                self.sight(index, &path, SeenBy::Timer, None);
+            self.refused_watches = 0;
+            self.walk_began = Some((now, clock::thread_time()));
+            for (input, scans) in self.parts.inputs.iter().zip(&mut self.scans) {
+                scans.push_back(Scan::new(Arc::clone(&input.dir), PathBuf::new()));
             }
         }
         Ok(())
+    }
+
+    fn is_scanning(&self) -> bool {
+        self.scans.iter().any(|scans| !scans.is_empty())
     }
 
     /// Whether inotify tells of all that happens, as far as is known.
@@ -467,13 +516,16 @@ impl Discoverer {
     }
 
     fn end_walk(&mut self) {
-        if let Some(began) = self.walk_began.take() {
-            let took = clock::thread_time().saturating_sub(began);
-            self.next_walk = Instant::now() + rest_after_walk(took, self.parts.rescan);
-            let [refused, before] = self.refused_watches;
-            if refused > 1 && refused != before {
+        if let Some((began, time)) = self.walk_began.take() {
+            let took = clock::thread_time().saturating_sub(time);
+            self.next_walk = began + rest_after_walk(took, self.parts.rescan);
+            let refused = std::mem::take(&mut self.refused_watches);
+            if refused > self.refused_told + self.refused_told / 2 {
                 let cause = format!("cannot watch {refused} directories");
                 events::fallback("inotify", &cause, "rescans only");
+                self.refused_told = refused;
+            } else if refused == 0 {
+                self.refused_told = 0;
             }
         }
     }
@@ -501,18 +553,24 @@ impl Discoverer {
         if self.pause.is_some() {
             return;
         }
+        // A long one of one input does not keep those of others waiting.
+        let inputs = self.scans.len();
+        let turns = (1..=inputs).map(|next| (self.turn + next) % inputs);
+        let Some(input) = turns.into_iter().find(|next| !self.scans[*next].is_empty()) else {
+            return;
+        };
+        self.turn = input;
         for _ in 0..SCAN_SLICE {
             if self.ready.len() >= READY_MAX || self.parts.candidates.is_full() {
                 return;
             }
-            let Some(scan) = self.scans.front_mut() else {
+            let Some(scan) = self.scans[input].front_mut() else {
                 return;
             };
-            let input = scan.input;
             match scan.next() {
                 None => {
-                    self.scans.pop_front();
-                    if self.scans.is_empty() {
+                    self.scans[input].pop_front();
+                    if !self.is_scanning() {
                         self.end_walk();
                     }
                 }
@@ -522,12 +580,13 @@ impl Discoverer {
                         && let Err(error) = watcher.watch(input, &path, &fd)
                     {
                         // There may be many, at each walk: one by name, and how many they are in the end.
-                        if self.refused_watches == [0; 2] {
+                        if self.refused_told == 0 {
+                            self.refused_told = 1;
                             let path = self.parts.inputs[input].absolute(&path);
                             let cause = format!("cannot watch {}: {error}", path.display());
                             events::fallback("inotify", &cause, "rescans only");
                         }
-                        self.refused_watches[0] += 1;
+                        self.refused_watches += u64::from(self.walk_began.is_some());
                         self.unwatched = true;
                     }
                 }
@@ -597,9 +656,10 @@ impl Discoverer {
                 ..
             }) => {
                 // A scan may have met another file of that name, of which nothing else will be heard.
+                let at = clock::realtime();
                 match by {
-                    SeenBy::Scan => again.get_or_insert(by),
-                    _ => again.insert(by),
+                    SeenBy::Scan => again.get_or_insert(Heard { by, at }),
+                    _ => again.insert(Heard { by, at }),
                 };
                 return;
             }
@@ -642,6 +702,16 @@ impl Discoverer {
                 events::file_failed(&root.absolute(path), "look at", &error.to_string(), remedy);
             }
         }
+    }
+
+    /// What was heard of a name while the file that had it was downstream.
+    fn sight_again(&mut self, input: usize, path: &Path, heard: Heard) {
+        let root = Arc::clone(&self.parts.inputs[input]);
+        let by = match look_beneath(&*root.dir, path) {
+            Ok(Some(seen)) => heard.of(seen.identity.ctime),
+            _ => heard.by,
+        };
+        self.sight(input, path, by, None);
     }
 
     /// A sidecar speaks for its file.
@@ -708,7 +778,7 @@ impl Discoverer {
                     proof: Proof::Settled,
                     tries: 0,
                     tries_for: Waiting::Still,
-                    no_room: false,
+                    no_room: None,
                     restless_since: None,
                     settled_at: now,
                     heard: None,
@@ -717,7 +787,7 @@ impl Discoverer {
         self.pending += count;
         let heard = entry.heard.take();
         let by = match by {
-            SeenBy::Timer | SeenBy::Scan => heard.unwrap_or(by),
+            SeenBy::Timer | SeenBy::Scan => heard.map_or(by, |heard| heard.of(seen.identity.ctime)),
             SeenBy::Created | SeenBy::Finished => by,
         };
         let size_before = entry.file.identity.size;
@@ -873,8 +943,10 @@ impl Discoverer {
                     self.resume();
                 }
             }
-            // Its numbers change all the time; only another place is news.
-            Some((path, _)) if self.short.as_deref() == Some(path) => {}
+            // Its numbers change all the time; only another place is news, or that somebody else has told that it is over.
+            Some((path, _))
+                if self.short.as_deref() == Some(path)
+                    && self.parts.metrics.pause_reason().is_some() => {}
             Some((path, reason)) => {
                 self.short = Some(path.to_path_buf());
                 self.pause_intake(&reason, now);
@@ -966,7 +1038,7 @@ impl Discoverer {
             }
             return Ok(false);
         }
-        let busy = !self.scans.is_empty() || !self.ready.is_empty() || self.in_flight > 0;
+        let busy = self.is_scanning() || !self.ready.is_empty() || self.in_flight > 0;
         if busy || Instant::now() < self.next_bookkeeping {
             return Ok(false);
         }
@@ -1052,10 +1124,10 @@ impl Discoverer {
         if let Some(pause) = &self.pause {
             return Some(until(pause.retry_at).max(FULL_QUEUE_POLL));
         }
-        if !self.ready.is_empty() || (!self.scans.is_empty() && full) {
+        if !self.ready.is_empty() || (self.is_scanning() && full) {
             return Some(FULL_QUEUE_POLL);
         }
-        if !self.scans.is_empty() {
+        if self.is_scanning() || self.walk_due {
             return Some(Duration::ZERO);
         }
         let mut next = self.next_rescan;
@@ -1098,7 +1170,7 @@ fn finds_out_about_room(entries: &HashMap<Arc<Path>, Entry>) -> bool {
         State::Waiting {
             due: Some(due),
             why: Waiting::Turn,
-        } => entry.no_room && due <= soon,
+        } => entry.no_room.is_some() && due <= soon,
         _ => false,
     };
     entries.values().any(waits)
@@ -1150,7 +1222,7 @@ mod tests {
     #[test]
     fn only_a_file_that_will_be_tried_keeps_a_pause_going() {
         let path: Arc<Path> = Path::new("file").into();
-        let finds_out = |no_room, due, why| {
+        let finds_out = |no_room: bool, due, why| {
             let now = Instant::now();
             let entry = Entry {
                 file: Unsettled::new(crate::io::Identity::default(), now),
@@ -1159,7 +1231,7 @@ mod tests {
                 proof: Proof::Settled,
                 tries: 0,
                 tries_for: why,
-                no_room,
+                no_room: no_room.then_some(now),
                 restless_since: None,
                 settled_at: now,
                 heard: None,

@@ -14,8 +14,6 @@ use crate::io::open;
 
 /// A walk in progress.
 pub struct Scan {
-    /// Index of the input.
-    pub input: usize,
     root: Arc<OwnedFd>,
     waiting: Vec<PathBuf>,
     current: Option<(Dir, Arc<OwnedFd>, PathBuf)>,
@@ -50,9 +48,8 @@ pub enum Entry {
 
 impl Scan {
     /// A walk over the directory `path` beneath an input.
-    pub fn new(input: usize, root: Arc<OwnedFd>, path: PathBuf) -> Scan {
+    pub fn new(root: Arc<OwnedFd>, path: PathBuf) -> Scan {
         Scan {
-            input,
             root,
             waiting: vec![path],
             current: None,

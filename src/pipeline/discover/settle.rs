@@ -72,6 +72,9 @@ pub enum Step {
 /// A second name is often gone a moment later: SFTP servers rename by link and unlink.
 pub const LINK_REST: Duration = Duration::from_secs(1);
 
+/// How long a file that was taken back has to hold still at least, whatever the settings say.
+pub const TAKEN_BACK_REST_MIN: Duration = Duration::from_secs(1);
+
 /// Waits of a file that somebody holds open. Right after a close the filesystem itself may hold it for milliseconds.
 const HELD_OPEN_RESTS_MS: [u64; 6] = [2, 10, 50, 200, 1_000, 5_000];
 
@@ -142,7 +145,6 @@ impl Unsettled {
     pub fn step(&mut self, rules: &Rules, seen: &Seen, by: SeenBy, now: Instant) -> (Step, bool) {
         let changed = seen.identity != self.identity;
         if changed {
-            self.taken_back &= seen.identity.same_inode(&self.identity);
             self.identity = seen.identity;
             self.since = now;
             self.closed = false;
@@ -207,15 +209,19 @@ impl Unsettled {
 
     fn held_still(&self, rules: &Rules, seen: &Seen, by: SeenBy, now: Instant) -> Step {
         let held = now.saturating_duration_since(self.since);
-        if held >= rules.stability {
+        let stability = match self.taken_back {
+            true => rules.stability.max(TAKEN_BACK_REST_MIN),
+            false => rules.stability,
+        };
+        if held >= stability {
             return Step::Settled(Proof::Settled);
         }
-        let looks_old = by == SeenBy::Scan && seen.age.is_some_and(|age| age >= rules.stability);
+        let looks_old = by == SeenBy::Scan && seen.age.is_some_and(|age| age >= stability);
         if looks_old && rules.leases && !self.lease_refused {
             return Step::Settled(Proof::IfLeased);
         }
         Step::Look {
-            after: Some(rules.stability - held),
+            after: Some(stability - held),
             why: Waiting::Still,
         }
     }
@@ -354,11 +360,10 @@ mod tests {
         let timer = SeenBy::Timer;
         assert_eq!(file.step(&without, &seen(2), timer, start).0, look(5));
         assert_eq!(file.step(&without, &seen(2), by, start).0, look(5));
-        // Another file of that name has not been moved by anybody but its writer.
+        // What was moved back may be another file than the one that was read.
         let mut other = seen(2);
         other.identity.inode += 1;
-        let settled = Step::Settled(Proof::Settled);
-        assert_eq!(file.step(&without, &other, by, start).0, settled);
+        assert_eq!(file.step(&without, &other, by, start).0, look(5));
     }
 
     #[test]

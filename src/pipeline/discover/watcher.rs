@@ -33,6 +33,8 @@ pub enum Report {
     },
     /// Reports were lost: scan.
     Lost,
+    /// A directory that was watched has another place, perhaps outside of all inputs.
+    Moved,
     /// An input directory itself was moved or removed.
     RootGone {
         /// Index of the input.
@@ -60,10 +62,13 @@ impl Watcher {
     /// Watches the directory behind `fd`, which is `path` beneath an input. By descriptor, so that a directory
     /// swapped for a symbolic link is not followed.
     pub fn watch(&mut self, input: usize, path: &Path, fd: impl AsFd) -> io::Result<()> {
-        let mut mask =
-            WatchMask::CLOSE_WRITE | WatchMask::MOVED_TO | WatchMask::CREATE | WatchMask::ONLYDIR;
+        let mut mask = WatchMask::CLOSE_WRITE
+            | WatchMask::MOVED_TO
+            | WatchMask::CREATE
+            | WatchMask::MOVE_SELF
+            | WatchMask::ONLYDIR;
         if path.as_os_str().is_empty() {
-            mask |= WatchMask::DELETE_SELF | WatchMask::MOVE_SELF;
+            mask |= WatchMask::DELETE_SELF;
         }
         let added = self.inotify.watches().add(open::proc_path(fd), mask);
         let descriptor = added.map_err(|error| match Errno::from_io_error(&error) {
@@ -87,6 +92,7 @@ impl Watcher {
             Err(error) => return Err(error),
         };
         let mut any = false;
+        let mut moved = Vec::new();
         for event in events {
             any = true;
             if event.mask.contains(EventMask::Q_OVERFLOW) {
@@ -101,11 +107,14 @@ impl Watcher {
                 self.directories.remove(&event.wd);
                 continue;
             }
-            if event
-                .mask
-                .intersects(EventMask::DELETE_SELF | EventMask::MOVE_SELF)
-            {
+            let of_itself = EventMask::DELETE_SELF | EventMask::MOVE_SELF;
+            if event.mask.intersects(of_itself) && directory.as_os_str().is_empty() {
                 reports.push(Report::RootGone { input });
+                continue;
+            }
+            if event.mask.contains(EventMask::MOVE_SELF) {
+                moved.push((input, Arc::clone(directory)));
+                reports.push(Report::Moved);
                 continue;
             }
             let Some(name) = event.name else { continue };
@@ -121,7 +130,23 @@ impl Watcher {
                 directory: event.mask.contains(EventMask::ISDIR),
             });
         }
+        for (input, path) in moved {
+            self.unwatch(input, &path);
+        }
         Ok(any)
+    }
+
+    /// Ends the watches on a directory and those beneath it: what they would report has another path by now, or none.
+    fn unwatch(&mut self, input: usize, path: &Path) {
+        let mut watches = self.inotify.watches();
+        self.directories.retain(|descriptor, (of, directory)| {
+            let stays = *of != input || !directory.starts_with(path);
+            if !stays {
+                // It may be gone already.
+                let _ = watches.remove(descriptor.clone());
+            }
+            stays
+        });
     }
 
     /// What to poll for reports.
