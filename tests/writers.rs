@@ -69,6 +69,18 @@ fn writers_come_back_across_filesystems_without_leases() {
     write_and_ingest(&site, Lease::Off);
 }
 
+/// The kernel copies what it has in its cache, which a writer may still change: the digest is that of the copy.
+#[test]
+fn writers_come_back_while_the_kernel_copies_their_files() {
+    for lease in [Lease::Auto, Lease::Off] {
+        let Some(site) = Site::across_filesystems() else {
+            return;
+        };
+        let site = site.with(CLOSED).with(&["--copy-method", "splice"]);
+        write_and_ingest(&site, lease);
+    }
+}
+
 #[test]
 fn a_writer_that_never_lets_go_is_never_ingested_under_a_lease() {
     let site = Site::new().with(STABILITY);

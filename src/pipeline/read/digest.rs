@@ -240,10 +240,11 @@ mod tests {
         std::iter::repeat_with(next).take(bytes).collect()
     }
 
+    /// The examples of FIPS 180 and the first of the validation program's `SHA256ShortMsg`.
     #[test]
     fn the_vectors_of_nist_come_out_in_every_lane() {
         let million = vec![b'a'; 1_000_000];
-        let vectors: [(&[u8], &str); 5] = [
+        let vectors: [(&[u8], &str); 10] = [
             (b"", "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"),
             (b"abc", "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"),
             (
@@ -255,6 +256,14 @@ mod tests {
                 "cf5b16a778af8380036ce59e7b0492370b249b11e8f07a51afac45037afee9d1",
             ),
             (&million, "cdc76e5c9914fb9281a1c7e284d73e67f1809a48a497200e046d39ccc7112cd0"),
+            (b"\xd3", "28969cdfa74a12c82f3bad960b0b000aca2ac329deea5c2328ebc6f2ba9802c1"),
+            (b"\x11\xaf", "5ca7133fa735326081558ac312c620eeca9970d1e70a4b95533d956f072d1f98"),
+            (b"\xb4\x19\x0e", "dff2e73091f6c05e528896c4c831b9448653dc2ff043528f6769437bc7b975c2"),
+            (b"\x74\xba\x25\x21", "b16aa56be3880d18cd41e68384cf1ec8c17680c45a02b1575dc1518923ae8b0e"),
+            (
+                b"\xc2\x99\x20\x96\x82",
+                "f0887fe961c9cd3beab957e8222494abb969b1ce4c6557976df8b0f6d20e9166",
+            ),
         ];
         for begin in ways() {
             for lanes in LANES_TRIED {
@@ -266,6 +275,36 @@ mod tests {
                         digests(begin, lanes, &messages).iter().zip(vectors)
                     {
                         assert_eq!(HEXLOWER.encode(digest), expected, "{lanes} lanes");
+                    }
+                }
+            }
+        }
+    }
+
+    /// `SHA256Monte` of the validation program: a chain of 100,000 digests, of which each depends on all before. The same in
+    /// each lane.
+    #[test]
+    fn the_chain_of_nist_ends_where_it_should_in_every_lane() {
+        const SEED: &[u8] = b"6d1e72ad03ddeb5de891e572e2396f8da015d899ef0e79503152d6010a3fe691";
+        const FIRST: &str = "e93c330ae5447738c8aa85d71a6c80f2a58381d05872d26bdd39f1fcd4f2b788";
+        const LAST: &str = "6a912ba4188391a78e6f13d88ed2d14e13afce9db6f7dcbf4a48c24f3db02778";
+        for begin in ways() {
+            for lanes in LANES_TRIED {
+                let mut seed = HEXLOWER.decode(SEED).unwrap();
+                for count in 0..100 {
+                    let mut message = seed.repeat(3);
+                    for _ in 0..1000 {
+                        let messages = vec![vec![&message[..]]; lanes];
+                        let digests = digests(begin, lanes, &messages);
+                        assert!(digests.iter().all(|digest| *digest == digests[0]));
+                        message.drain(..32);
+                        message.extend(digests[0]);
+                    }
+                    seed = message.split_off(64);
+                    match count {
+                        0 => assert_eq!(HEXLOWER.encode(&seed), FIRST, "{lanes} lanes"),
+                        99 => assert_eq!(HEXLOWER.encode(&seed), LAST, "{lanes} lanes"),
+                        _ => {}
                     }
                 }
             }
