@@ -65,6 +65,23 @@ choice! {
 }
 
 choice! {
+    /// What the content of files is expected to be.
+    Content {
+        /// Anything.
+        #[default]
+        Any = "any",
+        /// UTF-8 without NUL.
+        Text = "text",
+        /// Comma-separated values, in UTF-8.
+        Csv = "csv",
+        /// One JSON document.
+        Json = "json",
+        /// A JSON value on each line.
+        Jsonl = "jsonl",
+    }
+}
+
+choice! {
     /// What to do with empty files.
     EmptyPolicy {
         /// Take them like any other.

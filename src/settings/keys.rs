@@ -10,10 +10,10 @@ use clap::builder::PossibleValue;
 use serde_json::Value;
 
 use super::choices::{
-    CopyMethod, Dedupe, Durability, EmptyPolicy, IoChoice, IoPriority, LeasePolicy, LogFormat,
-    LogLevel, Mode, OnDuplicate, ReadMethod,
+    Content, CopyMethod, Dedupe, Durability, EmptyPolicy, IoChoice, IoPriority, LeasePolicy,
+    LogFormat, LogLevel, Mode, OnDuplicate, ReadMethod,
 };
-use super::rules;
+use super::{content, rules};
 
 /// Longest time any setting may hold, in seconds: a day. More is a typing error.
 pub const SECONDS_MAX: f64 = 86_400.0;
@@ -71,8 +71,18 @@ pub enum Kind {
         /// The least.
         min: f64,
     },
+    /// A number, from 0.
+    Number,
     /// A number of bytes, with or without a unit.
     Bytes,
+    /// An ASCII character; `tab` for a tab.
+    Character,
+    /// The same, or `none`.
+    CharacterOrNone,
+    /// A name: any text.
+    Name,
+    /// Names.
+    Names,
     /// One of a few words.
     Choice(fn() -> Vec<PossibleValue>),
     /// The end of a sidecar's name.
@@ -241,6 +251,76 @@ pub static KEYS: &[Key] = &[
         "ACTION",
         "What becomes of a duplicate",
     ),
+    of_source(
+        "content",
+        Kind::Choice(words::<Content>),
+        &["any"],
+        "FORMAT",
+        "What files hold; what they do not hold well is set aside",
+    ),
+    of_source(
+        "extensions",
+        Kind::Suffixes,
+        &[],
+        "SUFFIX",
+        "Ends of names; a file with another one is set aside; repeatable [default: all]",
+    ),
+    of_source(
+        "max_file_size",
+        Kind::Bytes,
+        &["0"],
+        "SIZE",
+        "Larger files are set aside: 500000, 20MB, 1GiB; 0 is no limit",
+    ),
+    of_source(
+        "min_file_size",
+        Kind::Bytes,
+        &["0"],
+        "SIZE",
+        "Smaller files are set aside",
+    ),
+    of_source(
+        "csv_delimiter",
+        Kind::Character,
+        &[","],
+        "CHAR",
+        "What is between two fields of CSV; tab for a tab",
+    ),
+    of_source(
+        "csv_quote",
+        Kind::CharacterOrNone,
+        &["\""],
+        "CHAR|none",
+        "What is around fields of CSV that hold delimiters or ends of lines",
+    ),
+    of_source(
+        "csv_header",
+        Kind::Switch,
+        &["true"],
+        "BOOL",
+        "Whether the first record of CSV names the columns; no two have the same name then",
+    ),
+    of_source(
+        "required_columns",
+        Kind::Names,
+        &[],
+        "NAME",
+        "Columns that CSV has to have; repeatable [default: none]",
+    ),
+    of_source(
+        "key_column",
+        Kind::Name,
+        &[],
+        "NAME",
+        "A column that CSV has to have, and that is empty in no record [default: none]",
+    ),
+    of_source(
+        "min_records",
+        Kind::Number,
+        &["0"],
+        "N",
+        "Least records of CSV, without the header",
+    ),
     of_flow(
         "concurrency",
         Kind::Readers,
@@ -376,7 +456,10 @@ impl Key {
 impl Kind {
     /// Whether it can be given more than once.
     pub fn is_list(self) -> bool {
-        matches!(self, Self::Directories | Self::Suffixes | Self::Globs)
+        matches!(
+            self,
+            Self::Directories | Self::Suffixes | Self::Globs | Self::Names
+        )
     }
 
     /// Whether one value is well formed and within its limits.
@@ -418,6 +501,17 @@ impl Kind {
                     "it is a number of seconds from {min} to {SECONDS_MAX} (a day)"
                 )),
             },
+            Self::Number => match text.parse::<u64>() {
+                Ok(_) => Ok(()),
+                Err(_) => Err("it is a whole number, from 0".into()),
+            },
+            Self::CharacterOrNone if text == "none" => Ok(()),
+            Self::Character | Self::CharacterOrNone => match content::character(text) {
+                Some(_) => Ok(()),
+                None => Err("it is one ASCII character that ends no line, or the word tab".into()),
+            },
+            Self::Name | Self::Names if text.is_empty() => Err("a name cannot be empty".into()),
+            Self::Name | Self::Names => Ok(()),
             Self::Bytes => text
                 .parse::<super::size::ByteSize>()
                 .map(drop)
@@ -454,7 +548,11 @@ impl Kind {
                 Self::Bytes => text
                     .parse()
                     .map_or_else(|_| text.into(), |size: super::size::ByteSize| size.0.into()),
-                Self::Readers | Self::Files { .. } | Self::Lanes | Self::Seconds { .. } => text
+                Self::Readers
+                | Self::Files { .. }
+                | Self::Lanes
+                | Self::Number
+                | Self::Seconds { .. } => text
                     .parse::<u64>()
                     .map(Value::from)
                     .or_else(|_| text.parse::<f64>().map(Value::from))

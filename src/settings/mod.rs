@@ -9,6 +9,7 @@
 //! above them are the defaults. Relative paths, in the file too, start at the working directory.
 
 mod choices;
+mod content;
 mod error;
 mod keys;
 mod overlap;
@@ -25,9 +26,10 @@ use std::time::Duration;
 use globset::GlobSet;
 
 pub use choices::{
-    Concurrency, CopyMethod, Dedupe, Disable, Durability, EmptyPolicy, IoChoice, IoPriority,
-    LeasePolicy, LogFormat, LogLevel, Mode, NotAChoice, OnDuplicate, ReadMethod,
+    Concurrency, Content, CopyMethod, Dedupe, Disable, Durability, EmptyPolicy, IoChoice,
+    IoPriority, LeasePolicy, LogFormat, LogLevel, Mode, NotAChoice, OnDuplicate, ReadMethod,
 };
+pub use content::{ContentRules, CsvRules};
 pub use error::SettingsError;
 pub use keys::{
     BATCH_FILES_MAX, HASH_LANES_MAX, INTERVAL_SECONDS_MIN, KEYS, Key, Kind, READERS_MAX,
@@ -128,6 +130,8 @@ pub struct Source {
     pub dedupe: Dedupe,
     /// What becomes of a duplicate.
     pub on_duplicate: OnDuplicate,
+    /// What is expected of the content of its files.
+    pub content: ContentRules,
 }
 
 /// Suffixes ignored unless `ignore_suffixes` says otherwise.

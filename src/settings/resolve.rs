@@ -12,7 +12,10 @@ use serde_json::Value;
 
 use super::keys::absolute;
 use super::raw::{Block, DISABLE_VARIABLE, Environment, File, RawSettings, Words};
-use super::{Disable, Key, Settings, SettingsError, Source, overlap, rules};
+use super::{
+    Content, ContentRules, CsvRules, Disable, Key, Settings, SettingsError, Source, content,
+    overlap, rules,
+};
 
 /// Who gave a setting its value.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -321,10 +324,62 @@ impl Merged {
             lease: of_source("lease")?.parse()?,
             dedupe: of_source("dedupe")?.parse()?,
             on_duplicate: of_source("on_duplicate")?.parse()?,
+            content: content_rules(of_source)?,
             input: path,
             name,
         })
     }
+}
+
+/// What a source expects of content. `of_source` finds a key's words.
+fn content_rules(
+    mut of_source: impl FnMut(&str) -> Result<Found, SettingsError>,
+) -> Result<ContentRules, SettingsError> {
+    let texts = |found: &Found| -> Vec<String> { found.texts().map(Into::into).collect() };
+    let character = |found: &Found| content::character(found.texts().next().unwrap_or_default());
+    let stated = of_source("content")?;
+    let content = stated.parse()?;
+    let limits = ContentRules {
+        content,
+        extensions: texts(&of_source("extensions")?),
+        max_file_size: of_source("max_file_size")?.bytes()?,
+        min_file_size: of_source("min_file_size")?.bytes()?,
+        csv: CsvRules::default(),
+    };
+    let delimiter = of_source("csv_delimiter")?;
+    let quote = of_source("csv_quote")?;
+    let header = of_source("csv_header")?.parse()?;
+    let required = of_source("required_columns")?;
+    let key = of_source("key_column")?;
+    let records = of_source("min_records")?;
+    let csv = CsvRules {
+        delimiter: character(&delimiter).unwrap_or(b','),
+        quote: character(&quote),
+        header,
+        required_columns: texts(&required),
+        key_column: texts(&key).pop(),
+        min_records: records.parse()?,
+    };
+    if csv.quote == Some(csv.delimiter) {
+        let cause = "it is the delimiter, too".into();
+        return Err(quote.wrong(texts(&quote).concat().into(), cause));
+    }
+    for found in [&delimiter, &quote, &required, &key, &records] {
+        let shown = || texts(found).join(" ").into();
+        let given = found.origin != Origin::Default;
+        // A source that says otherwise may share a file with one that says so.
+        if given && stated.origin == Origin::Default {
+            let cause = "it does nothing without content = \"csv\"".into();
+            return Err(found.wrong(shown(), cause));
+        }
+        let names =
+            content == Content::Csv && matches!(found.key.name, "required_columns" | "key_column");
+        if given && names && !header && !found.words.is_empty() {
+            let cause = "columns have names only with csv_header = true".into();
+            return Err(found.wrong(shown(), cause));
+        }
+    }
+    Ok(ContentRules { csv, ..limits })
 }
 
 /// A source without a name is called as its directory; where that says too little, by its path.

@@ -3,6 +3,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod content;
 mod duplicates;
 mod finding;
 mod formats;

@@ -22,7 +22,9 @@ use ringest::pipeline::read::copy::Temporary;
 use ringest::pipeline::read::digest;
 use ringest::pipeline::record::{KeptSet, Place, Recorder, RecorderParts, Recovery, layout};
 use ringest::pipeline::{Candidate, Copied, Fate, Finding, Input, Proof, Staged, Ticket, Verdicts};
-use ringest::settings::{Dedupe, EmptyPolicy, LeasePolicy, Mode, OnDuplicate, Source};
+use ringest::settings::{
+    ContentRules, Dedupe, EmptyPolicy, LeasePolicy, Mode, OnDuplicate, Source,
+};
 
 use crate::check::{self, Brought, Checked, Memory};
 use crate::disk::{
@@ -272,6 +274,7 @@ fn input(image: &Image, config: &Config, dummies: &Dummies, number: u16) -> Inpu
             lease: LeasePolicy::Auto,
             dedupe: source.dedupe,
             on_duplicate: source.on_duplicate,
+            content: ContentRules::default(),
         },
         dir: dummies.null.clone(),
         root: image.stat(image.roots[&role]),

@@ -3,6 +3,7 @@
 pub mod copy;
 pub mod digest;
 mod governor;
+pub mod inspect;
 pub mod method;
 mod pace;
 mod reader;

@@ -33,6 +33,7 @@ use crate::settings::{CopyMethod, IoChoice, LeasePolicy, Mode};
 use super::copy::{self, CopyTarget};
 use super::digest::{self, Stream};
 use super::governor::{FILE_WORK, Governor, Seat};
+use super::inspect::Inspection;
 use super::method::Methods;
 use super::pace::Pace;
 use super::sidecar::{SIDECAR_BYTES_MAX, claimed_digest};
@@ -121,6 +122,8 @@ struct InFlight {
     /// Counts a large file while it is open.
     large: Option<LargeOpen>,
     stream: Stream,
+    /// What its content is checked for, if for anything.
+    inspection: Option<Inspection>,
     /// Where the next read begins.
     next: u64,
     /// Reads begun so far; numbers the chunks.
@@ -372,7 +375,9 @@ impl Reader {
                     Some(copy) if !copy.is_written() => None,
                     _ => self.shared.methods.begin_direct(&file, size),
                 };
+                let rules = &candidate.input.settings.content;
                 self.slots[index] = Some(InFlight {
+                    inspection: Inspection::begin(rules, candidate.path(), size),
                     large: is_large(&candidate).then(|| LargeOpen::new(&self.shared)),
                     candidate,
                     file,
@@ -747,6 +752,9 @@ impl Reader {
         {
             file.leaving = Some(no_room_or("write in the warehouse the copy of", error));
         }
+        if let Some(inspection) = &mut file.inspection {
+            inspection.feed(&buffer[..bytes]);
+        }
         self.shared.governor.count(bytes as u64);
         front.offset += bytes as u64;
         front.length -= bytes;
@@ -845,6 +853,8 @@ impl Reader {
                     data_encoding::HEXLOWER.encode(&digest)
                 ),
             });
+        // What did not arrive as it was sent is not judged by its content.
+        let finding = finding.or_else(|| file.inspection.take()?.finish().err());
         let staged = Staged {
             candidate: file.candidate,
             stat: file.before,

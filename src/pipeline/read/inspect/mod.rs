@@ -1,0 +1,211 @@
+//! Checks of content, in the pass that hashes it: each buffer is seen once, in the order of the file, wherever it was cut.
+//!
+//! What a message says of a file is where it is wrong and why. It quotes names from the settings, never what the file holds.
+
+mod csv;
+mod json;
+mod utf8;
+
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use crate::pipeline::Finding;
+use crate::settings::{Content, ContentRules};
+
+pub use csv::Csv;
+pub use json::{Document, Lines};
+pub use utf8::Utf8;
+
+/// Longest JSON document, and longest line of JSON Lines, in bytes: it is parsed as a whole.
+pub const DOCUMENT_BYTES_MAX: usize = 64 << 20;
+
+/// What is known of a file's content once it has been seen to the end.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Records: rows of CSV without the header, values of JSON Lines.
+    pub records: Option<u64>,
+    /// Columns of CSV.
+    pub columns: Option<u64>,
+}
+
+/// The checks of one file.
+#[derive(Debug)]
+pub struct Inspection {
+    utf8: Utf8,
+    format: Format,
+    /// The first rule that was broken. What comes after it is not looked at.
+    broken: Option<Finding>,
+}
+
+#[derive(Debug)]
+enum Format {
+    /// Neither text nor anything else.
+    Any,
+    Text,
+    Csv(Box<Csv>),
+    Json(Document),
+    JsonLines(Lines),
+}
+
+impl Inspection {
+    /// The checks of a file with that path and so many bytes. `None`: there are none.
+    pub fn begin(rules: &ContentRules, path: &Path, bytes: u64) -> Option<Inspection> {
+        if rules.are_none() {
+            return None;
+        }
+        let format = match rules.content {
+            Content::Any => Format::Any,
+            Content::Text => Format::Text,
+            Content::Csv => Format::Csv(Box::new(Csv::new(&rules.csv))),
+            Content::Json => Format::Json(Document::default()),
+            Content::Jsonl => Format::JsonLines(Lines::default()),
+        };
+        Some(Inspection {
+            utf8: Utf8::default(),
+            format,
+            broken: outside_limits(rules, path, bytes),
+        })
+    }
+
+    /// Takes in the next bytes of the file.
+    pub fn feed(&mut self, bytes: &[u8]) {
+        if self.broken.is_some() {
+            return;
+        }
+        let seen = match &mut self.format {
+            Format::Any => Ok(()),
+            Format::Text => self.utf8.feed(bytes),
+            Format::Csv(csv) => self.utf8.feed(bytes).and_then(|()| csv.feed(bytes)),
+            Format::Json(document) => self.utf8.feed(bytes).and_then(|()| document.feed(bytes)),
+            Format::JsonLines(lines) => self.utf8.feed(bytes).and_then(|()| lines.feed(bytes)),
+        };
+        if let Err(finding) = seen {
+            self.broken = Some(finding);
+            // What it had gathered is of no use any more.
+            self.format = Format::Any;
+        }
+    }
+
+    /// The end of the file.
+    ///
+    /// # Errors
+    /// The first rule that it breaks.
+    pub fn finish(self) -> Result<Counts, Finding> {
+        if let Some(finding) = self.broken {
+            return Err(finding);
+        }
+        if !matches!(self.format, Format::Any) {
+            self.utf8.finish()?;
+        }
+        match self.format {
+            Format::Any | Format::Text => Ok(Counts::default()),
+            Format::Csv(csv) => csv.finish(),
+            Format::Json(document) => document.finish(),
+            Format::JsonLines(lines) => lines.finish(),
+        }
+    }
+}
+
+/// What is wrong with a file whatever it holds.
+fn outside_limits(rules: &ContentRules, path: &Path, bytes: u64) -> Option<Finding> {
+    let (least, most) = (rules.min_file_size, rules.max_file_size);
+    let name = path.as_os_str().as_bytes();
+    let has = |extension: &String| name.ends_with(extension.as_bytes());
+    if !rules.extensions.is_empty() && !rules.extensions.iter().any(has) {
+        let list = rules.extensions.join(", ");
+        return Some(finding(
+            "extensions",
+            format!("its name ends in none of {list}"),
+        ));
+    }
+    if bytes < least {
+        let message = format!("it has {bytes} bytes, fewer than min_file_size = {least}");
+        return Some(finding("min_file_size", message));
+    }
+    if most > 0 && bytes > most {
+        let message = format!("it has {bytes} bytes, more than max_file_size = {most}");
+        return Some(finding("max_file_size", message));
+    }
+    None
+}
+
+fn finding(rule: &str, message: impl Into<String>) -> Finding {
+    Finding {
+        rule: rule.into(),
+        message: message.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rules(content: Content) -> ContentRules {
+        ContentRules {
+            content,
+            ..ContentRules::default()
+        }
+    }
+
+    /// What comes of a content, cut into pieces of that many bytes.
+    fn inspected(rules: &ContentRules, content: &[u8], piece: usize) -> Result<Counts, Finding> {
+        let bytes = content.len() as u64;
+        let mut inspection = Inspection::begin(rules, Path::new("dir/a.csv"), bytes).unwrap();
+        for piece in content.chunks(piece) {
+            inspection.feed(piece);
+        }
+        inspection.finish()
+    }
+
+    #[test]
+    fn without_rules_there_is_nothing_to_do() {
+        let none = Inspection::begin(&ContentRules::default(), Path::new("a"), 1);
+        assert!(none.is_none());
+    }
+
+    #[test]
+    fn sizes_and_extensions_are_limits_of_any_content() {
+        let limited = ContentRules {
+            min_file_size: 2,
+            max_file_size: 4,
+            extensions: vec![".csv".into(), ".json".into()],
+            ..ContentRules::default()
+        };
+        for (bytes, rule) in [
+            (1, Some("min_file_size")),
+            (2, None),
+            (4, None),
+            (5, Some("max_file_size")),
+        ] {
+            let ended = inspected(&limited, &vec![0xff; bytes], 2);
+            assert_eq!(ended.err().map(|it| it.rule).as_deref(), rule, "{bytes}");
+        }
+        let mut inspection = Inspection::begin(&limited, Path::new("a.csv.gz"), 3).unwrap();
+        inspection.feed(b"abc");
+        assert_eq!(inspection.finish().unwrap_err().rule, "extensions");
+    }
+
+    #[test]
+    fn every_format_refuses_what_is_no_text() {
+        for content in [Content::Text, Content::Csv, Content::Json, Content::Jsonl] {
+            for (bytes, rule) in [(&b"\"a\xffb\"\n"[..], "utf8"), (b"\"a\0b\"\n", "nul")] {
+                for piece in 1..=bytes.len() {
+                    let ended = inspected(&rules(content), bytes, piece);
+                    assert_eq!(ended.unwrap_err().rule, rule, "{content:?}, {piece}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_character_that_the_file_ends_in_is_no_text() {
+        for content in [Content::Text, Content::Csv, Content::Json, Content::Jsonl] {
+            let ended = inspected(
+                &rules(content),
+                "\"ä\"\nä".as_bytes().split_last().unwrap().1,
+                3,
+            );
+            assert_eq!(ended.unwrap_err().rule, "utf8", "{content:?}");
+        }
+    }
+}

@@ -1,0 +1,201 @@
+//! Content that is checked on the way, and set aside with a reason where it breaks a rule.
+
+use std::fs;
+use std::path::Path;
+
+use serde_json::Value;
+
+use crate::support::{Site, files_beneath, sha256, skip};
+
+fn site(content: &str) -> Site {
+    let site = Site::new().with(&["--stability-seconds", "0.1"]);
+    let config = site.root.join("ringest.toml");
+    fs::write(&config, content).expect("write the settings");
+    site
+}
+
+fn run(site: &Site) -> crate::support::Finished {
+    let config = site.root.join("ringest.toml");
+    let config = config.to_str().expect("UTF-8");
+    let mut command = site.run(&["--config", config]);
+    command.arg("--once");
+    crate::support::Finished::of(command).ok()
+}
+
+/// Rule and message beside a quarantined file of that name.
+fn reason(site: &Site, name: &str) -> (String, String) {
+    let quarantined = site.quarantined();
+    let path = quarantined
+        .iter()
+        .find(|path| path.file_name().is_some_and(|it| it == name))
+        .unwrap_or_else(|| panic!("{name} is not among {quarantined:?}"));
+    let reason = fs::read(format!("{}.reason.json", path.display())).expect("a reason beside it");
+    let reason: Value = serde_json::from_slice(&reason).expect("JSON");
+    let text = |key: &str| reason[key].as_str().unwrap_or_default().to_owned();
+    (text("rule"), text("message"))
+}
+
+#[test]
+fn what_breaks_a_rule_is_set_aside_with_its_reason_and_the_rest_arrives() {
+    let site = site(
+        r#"
+        content = "csv"
+        csv_delimiter = ";"
+        required_columns = ["name"]
+        key_column = "id"
+        min_records = 1
+        extensions = [".csv"]
+        min_file_size = 4
+        max_file_size = "1MiB"
+        "#,
+    );
+    let good = "id;name\n1;\"a;b\"\n2;c\n";
+    site.put("good.csv", good);
+    let large = format!("id;name\n{}", "1;a\n".repeat(300_000));
+    let bad: [(&str, &[u8], &str, &str); 9] = [
+        ("width.csv", b"id;name\n1\n", "csv_width", "line 2"),
+        (
+            "quote.csv",
+            b"id;name\n1;\"a\n",
+            "csv_quote",
+            "line 2, column 3",
+        ),
+        ("key.csv", b"id;name\n1;a\n;b\n", "key_column", "line 3"),
+        (
+            "column.csv",
+            b"id;title\n1;a\n",
+            "required_columns",
+            "\"name\"",
+        ),
+        ("few.csv", b"id;name\n", "min_records", "0 records"),
+        ("text.csv", b"id;name\n1;\xff\n", "utf8", "byte 10"),
+        ("good.txt", good.as_bytes(), "extensions", ".csv"),
+        ("small.csv", b"a\n", "min_file_size", "2 bytes"),
+        (
+            "large.csv",
+            large.as_bytes(),
+            "max_file_size",
+            "1200008 bytes",
+        ),
+    ];
+    for (name, content, ..) in bad {
+        site.put(name, content);
+    }
+    let ended = run(&site);
+    assert_eq!(site.manifest().len(), 1);
+    assert_eq!(site.line("good.csv").sha256(), sha256(good.as_bytes()));
+    assert_eq!(site.quarantined().len(), bad.len());
+    for (name, _, rule, says) in bad {
+        let (broken, message) = reason(&site, name);
+        assert_eq!(broken, rule, "{name}: {message}");
+        assert!(message.contains(says), "{name}: {message}");
+        ended.event("file_quarantined", name);
+    }
+    site.assert_staging_is_empty();
+    site.assert_agrees();
+}
+
+#[test]
+fn each_source_has_rules_of_its_own() {
+    let site = Site::new().with(&["--stability-seconds", "0.1"]);
+    let [texts, lines, any] = ["texts", "lines", "any"].map(|name| {
+        let directory = site.root.join(name);
+        fs::create_dir(&directory).expect("make a directory");
+        directory
+    });
+    let config = site.root.join("ringest.toml");
+    let block =
+        |input: &Path, rules: &str| format!("[[source]]\ninput = {:?}\n{rules}\n", input.display());
+    let blocks = [
+        block(&texts, "content = \"json\""),
+        block(&lines, "content = \"jsonl\""),
+        block(&any, ""),
+    ];
+    fs::write(&config, blocks.concat()).expect("write the settings");
+    for directory in [&texts, &lines, &any] {
+        fs::write(directory.join("a.json"), "{\"a\":\n1}").expect("write");
+    }
+    fs::write(texts.join("deep.json"), "[".repeat(100_000)).expect("write");
+    fs::write(texts.join("twice.json"), "{\"a\":1,\"a\":2}").expect("write");
+    fs::write(lines.join("b.jsonl"), "{\"a\":1}\n[]\n").expect("write");
+
+    let mut command = site.bare_run();
+    command.arg("--config").arg(&config).arg("--once");
+    for (flag, path) in [
+        ("--warehouse", &site.warehouse),
+        ("--manifests", &site.manifests),
+        ("--state-path", &site.state),
+    ] {
+        command.arg(flag).arg(path);
+    }
+    command.args(["--stability-seconds", "0.1", "--dedupe", "off"]);
+    crate::support::Finished::of(command).ok();
+    assert_eq!(site.manifest().len(), 3);
+    assert_eq!(site.quarantined().len(), 3);
+    assert_eq!(
+        reason(&site, "a.json"),
+        (
+            "json".into(),
+            "line 1, column 5: EOF while parsing a value".into()
+        )
+    );
+    assert_eq!(
+        reason(&site, "twice.json").1,
+        "line 1, column 10: an object has the same key twice"
+    );
+    let (rule, message) = reason(&site, "deep.json");
+    assert_eq!(rule, "json");
+    assert!(message.contains("recursion limit exceeded"), "{message}");
+}
+
+/// The data sets of Vega, as their makers wrote them.
+#[test]
+fn real_files_are_accepted() {
+    let Some(data) = std::env::var_os("RINGEST_TEST_DATA") else {
+        return skip("needs RINGEST_TEST_DATA, a directory of CSV and JSON files");
+    };
+    for (content, extension) in [("csv", "csv"), ("json", "json"), ("text", "csv")] {
+        let site = site(&format!("content = {content:?}\n"));
+        let mut files = 0;
+        for path in files_beneath(Path::new(&data)) {
+            if path.extension().is_some_and(|it| it == extension) {
+                let content = fs::read(&path).expect("read");
+                site.put(
+                    format!("{files} {}", path.file_name().unwrap().display()),
+                    content,
+                );
+                files += 1;
+            }
+        }
+        assert!(files > 0);
+        run(&site);
+        let quarantined = site.quarantined();
+        assert!(quarantined.is_empty(), "{content}: {quarantined:?}");
+        site.assert_staging_is_empty();
+        site.assert_sound();
+    }
+}
+
+#[test]
+fn settings_that_contradict_each_other_are_refused() {
+    for (content, says) in [
+        ("required_columns = [\"a\"]", "content = \"csv\""),
+        (
+            "content = \"csv\"\ncsv_header = false\nkey_column = \"a\"",
+            "csv_header",
+        ),
+        (
+            "content = \"csv\"\ncsv_delimiter = \"'\"\ncsv_quote = \"'\"",
+            "delimiter",
+        ),
+        ("content = \"csv\"\ncsv_delimiter = \"ab\"", "ASCII"),
+        ("content = \"xml\"", "jsonl"),
+    ] {
+        let site = site(content);
+        let config = site.root.join("ringest.toml");
+        let config = config.to_str().expect("UTF-8");
+        site.try_once(&["--config", config])
+            .with_code(78)
+            .naming(says);
+    }
+}
