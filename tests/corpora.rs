@@ -26,6 +26,16 @@ fn a_sidecar_claims_only_what_stands_in_it() {
     each_of("sidecar", targets::sidecar);
 }
 
+#[test]
+fn csv_that_is_accepted_counts_as_csv_core_counts_it() {
+    each_of("csv", targets::csv);
+}
+
+#[test]
+fn json_that_is_accepted_is_json() {
+    each_of("json", targets::json);
+}
+
 fn each_of(target: &str, run: fn(&[u8])) {
     let corpus = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("tests/fuzz/corpus")

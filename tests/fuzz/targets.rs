@@ -1,4 +1,4 @@
-//! What must hold of any bytes whatever, in the four places where ringest reads what others may have written. The fuzz
+//! What must hold of any bytes whatever, in the places where ringest reads what others may have written. The fuzz
 //! targets and the plain test over their corpora run the same functions.
 #![allow(dead_code, reason = "each fuzz target uses one")]
 
@@ -13,9 +13,11 @@ use ringest::ledger::{
     Arrival, Kept, ManifestEnd, Outcome, Owed, PendingLines, Placement, Record, SourceEntry,
     SourceId,
 };
+use ringest::pipeline::Finding;
+use ringest::pipeline::read::inspect::{Counts, Inspection};
 use ringest::pipeline::read::sidecar::claimed_digest;
 use ringest::pipeline::record::manifest;
-use ringest::settings::{Purpose, RawSettings};
+use ringest::settings::{Content, ContentRules, CsvRules, Purpose, RawSettings};
 use xxhash_rust::xxh3::xxh3_64;
 
 /// The bytes of a ledger value: whatever decodes, encodes to the very bytes it came from.
@@ -129,4 +131,80 @@ pub fn sidecar(bytes: &[u8]) {
 
 fn hex_of(digest: &[u8; 32]) -> String {
     digest.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// CSV: the same verdict wherever it is cut, and what is accepted counts as `csv-core` counts it.
+pub fn csv(bytes: &[u8]) {
+    let Some((piece, text)) = bytes.split_first() else {
+        return;
+    };
+    let rules = ContentRules {
+        content: Content::Csv,
+        csv: CsvRules {
+            header: piece.is_multiple_of(2),
+            ..CsvRules::default()
+        },
+        ..ContentRules::default()
+    };
+    let ended = inspected_in_pieces(&rules, usize::from(*piece), text);
+    let Ok(counts) = ended else { return };
+    let mut reader = csv_core::Reader::new();
+    let (mut fields, mut ends) = (vec![0; text.len() + 1], vec![0; text.len() + 1]);
+    let (mut rest, mut width, mut records) = (text, 0, 0);
+    loop {
+        let (ended, read, _, more) = reader.read_record(rest, &mut fields, &mut ends);
+        rest = &rest[read..];
+        width += more as u64;
+        match ended {
+            csv_core::ReadRecordResult::Record => {
+                assert_eq!(counts.columns, Some(width));
+                (width, records) = (0, records + 1);
+            }
+            csv_core::ReadRecordResult::End => break,
+            _ => {}
+        }
+    }
+    let header = u64::from(rules.csv.header);
+    assert_eq!(counts.records, Some(records - header));
+}
+
+/// JSON: the same verdict wherever it is cut; what is accepted is JSON for `serde_json`, too, and each line of it one value.
+pub fn json(bytes: &[u8]) {
+    let Some((piece, text)) = bytes.split_first() else {
+        return;
+    };
+    let rules = |content| ContentRules {
+        content,
+        ..ContentRules::default()
+    };
+    let piece = usize::from(*piece);
+    if inspected_in_pieces(&rules(Content::Json), piece, text).is_ok() {
+        let value: Result<serde_json::Value, _> = serde_json::from_slice(text);
+        assert!(value.is_ok(), "{value:?}");
+    }
+    if let Ok(counts) = inspected_in_pieces(&rules(Content::Jsonl), piece, text) {
+        let mut records = 0;
+        for line in text.split(|byte| *byte == b'\n') {
+            if line.iter().all(u8::is_ascii_whitespace) {
+                continue;
+            }
+            let value: Result<serde_json::Value, _> = serde_json::from_slice(line);
+            assert!(value.is_ok(), "{value:?}");
+            records += 1;
+        }
+        assert_eq!(counts.records, Some(records));
+    }
+}
+
+fn inspected_in_pieces(rules: &ContentRules, piece: usize, text: &[u8]) -> Result<Counts, Finding> {
+    let inspected = |piece: usize| {
+        let mut inspection = Inspection::begin(rules, Path::new("file"), 0).expect("rules");
+        for piece in text.chunks(piece.max(1)) {
+            inspection.feed(piece);
+        }
+        inspection.finish()
+    };
+    let whole = inspected(text.len());
+    assert_eq!(inspected(piece), whole, "in pieces of {piece}");
+    whole
 }
