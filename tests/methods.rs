@@ -196,3 +196,64 @@ fn large_files_that_are_cold_stay_cold_and_hot_ones_stay_hot() {
         }
     }
 }
+
+#[test]
+fn large_copies_that_are_synced_are_written_past_the_page_cache() {
+    if !image::possible() {
+        return;
+    }
+    let directory = directory_for_images();
+    let page = rustix::param::page_size();
+    let mut random = Random::new();
+    for (fs, io, durability, cold) in [
+        (Fs::Ext4, "auto", "full", true),
+        (Fs::Ext4, "sync", "full", true),
+        (Fs::Ext4, "auto", "none", false),
+        (Fs::Xfs, "auto", "full", true),
+        // With checksums it writes directly only as far as the kernel finds that safe.
+        (Fs::Btrfs, "auto", "full", false),
+    ] {
+        let disk = Disk::new(fs, directory.path(), &format!("{fs:?}-{io}-{durability}"));
+        let apart = Apart::new(fs, &disk.root.join("warehouse"));
+        let site = site_at(&disk.root);
+        let sizes = [
+            (1 << 20) - 1,
+            1 << 20,
+            (3 << 20) + 4095,
+            (6 << 20) + 512,
+            BYTES + 1,
+        ];
+        let contents = sizes.map(|size| random.bytes(size));
+        for (size, content) in sizes.iter().zip(&contents) {
+            site.put(format!("{size}.bin"), content);
+        }
+        let flags = [
+            ("--io", io),
+            ("--durability", durability),
+            ("--copy-method", "write"),
+        ];
+        let flags = flags.map(|(flag, word)| [flag, word]).concat();
+        site.run_once(&flags);
+        for (size, content) in sizes.iter().zip(&contents) {
+            let line = site.line(&format!("{size}.bin"));
+            assert_eq!(line.sha256(), sha256(content));
+            let pages = size.div_ceil(page) as u64;
+            if let Some(cached) = cached_pages(&line.placed()) {
+                let past = cached <= 2;
+                let what = format!("{fs:?}, {io}, {durability}: {cached} of {pages} pages");
+                assert!(past || !cold || *size < 1 << 20, "{what}");
+                assert!(!past || cold || fs == Fs::Btrfs, "{what}");
+            }
+            // From the disk, and with a length that is not that of its last block.
+            let advice = rustix::fs::Advice::DontNeed;
+            let copy = File::open(line.placed()).expect("open");
+            rustix::fs::fadvise(&copy, 0, None, advice).expect("drop the cache");
+            assert_eq!(sha256_of_file(&line.placed()), sha256(content));
+            let allocated = fs::metadata(line.placed()).expect("there").blocks() * 512;
+            assert!(allocated <= *size as u64 + (64 << 10), "{allocated} bytes");
+        }
+        site.assert_staging_is_empty();
+        site.assert_sound();
+        drop(apart);
+    }
+}

@@ -1,4 +1,4 @@
-//! Reads past the page cache: how much of a file is there, and what direct reads have to be aligned to.
+//! Reads and writes past the page cache: how much of a file is there, and what they have to be aligned to.
 //!
 //! # Safety
 //! rustix has no cachestat, so the system call is made by hand, with two structures of integers that live on the stack for
@@ -74,8 +74,7 @@ pub fn cached(fd: BorrowedFd<'_>) -> io::Result<Cached> {
     })
 }
 
-/// What offset and length of direct reads of this file have to be multiples of, in bytes. `None`: it cannot be read
-/// directly. Without `ask`, and where the kernel does not tell (before 6.1), a multiple that suits every device.
+/// What offset and length of direct reads and writes of this file have to be multiples of, in bytes. `None`: it has none. Without `ask`, and where the kernel does not tell (before 6.1), a multiple that suits every device.
 pub fn alignment(file: impl AsFd, ask: bool) -> Option<usize> {
     let safe = buffer::ALIGNMENT;
     if !ask {
@@ -92,10 +91,10 @@ pub fn alignment(file: impl AsFd, ask: bool) -> Option<usize> {
     suits.then_some(offset)
 }
 
-/// Sends later reads of an open file past the page cache, or through it again.
+/// Sends later reads and writes of an open file past the page cache, or through it again.
 ///
 /// # Errors
-/// EINVAL: the filesystem has no direct reads.
+/// EINVAL: the filesystem has none that are direct.
 pub fn set(file: impl AsFd, direct: bool) -> io::Result<()> {
     let mut flags = rustix::fs::fcntl_getfl(&file)?;
     flags.set(OFlags::DIRECT, direct);

@@ -1,4 +1,4 @@
-//! Reads of several files at once, and splices, through an io_uring or, where there is none, by plain system calls.
+//! Reads and writes of several files at once, and splices, through an io_uring or, where there is none, by plain system calls.
 //!
 //! The engine owns a buffer while its read is in flight; the caller gets it back with the completion. The caller
 //! keeps the descriptors open until then.
@@ -13,14 +13,14 @@ use rustix::pipe::SpliceFlags;
 use super::buffer::Buffer;
 use crate::settings::IoChoice;
 
-/// A read or a splice that has ended.
+/// A read, a write or a splice that has ended.
 #[derive(Debug)]
 pub struct Done {
     /// What the caller named it.
     pub token: u64,
-    /// The buffer of a read.
+    /// The buffer of a read or a write.
     pub buffer: Option<Buffer>,
-    /// Bytes read or moved, 0 at the end of the file.
+    /// Bytes read, written or moved; 0 at the end of the file.
     pub bytes: io::Result<usize>,
 }
 
@@ -60,7 +60,7 @@ pub enum ReadEngine {
 }
 
 impl ReadEngine {
-    /// Opens an engine for up to `depth` reads and splices in flight. With [`IoChoice::Auto`] a missing ring gives the plain
+    /// Opens an engine for up to `depth` reads, writes and splices in flight. With [`IoChoice::Auto`] a missing ring gives the plain
     /// engine; the second value says why.
     pub fn open(choice: IoChoice, depth: u32) -> io::Result<(ReadEngine, Option<io::Error>)> {
         if choice == IoChoice::Sync {
@@ -93,6 +93,30 @@ impl ReadEngine {
             }
             ReadEngine::Sync(done) => {
                 let bytes = retried(|| rustix::io::pread(fd, &mut buffer[..length], offset));
+                done.push_back(Done {
+                    token,
+                    buffer: Some(buffer),
+                    bytes,
+                });
+                Ok(())
+            }
+        }
+    }
+
+    /// Starts a direct write of the first `length` bytes of `buffer` at `offset`.
+    pub fn write(
+        &mut self,
+        token: u64,
+        fd: BorrowedFd<'_>,
+        buffer: Buffer,
+        offset: u64,
+        length: usize,
+    ) -> io::Result<()> {
+        assert!(length <= buffer.len(), "the kernel would read behind it");
+        match self {
+            ReadEngine::Uring(ring) => ring.write(token, fd.as_raw_fd(), buffer, offset, length),
+            ReadEngine::Sync(done) => {
+                let bytes = retried(|| rustix::io::pwrite(fd, &buffer[..length], offset));
                 done.push_back(Done {
                     token,
                     buffer: Some(buffer),
@@ -169,7 +193,7 @@ mod uring {
     ///
     /// # Safety
     ///
-    /// The kernel writes into a buffer until its completion arrives. So a buffer is owned by `flying` from
+    /// The kernel writes into a buffer, or reads from it, until its completion arrives. So a buffer is owned by `flying` from
     /// submission to completion, and dropping the ring first waits for what is in flight.
     pub struct Ring {
         ring: IoUring,
@@ -254,6 +278,28 @@ mod uring {
             self.push(token, entry, Some(buffer))
         }
 
+        pub fn write(
+            &mut self,
+            token: u64,
+            fd: RawFd,
+            mut buffer: Buffer,
+            offset: u64,
+            length: usize,
+        ) -> io::Result<()> {
+            if buffer.registered.is_none() {
+                buffer.registered = self.register(&mut buffer);
+            }
+            let fd = types::Fd(fd);
+            let (memory, bytes) = (buffer.as_ptr(), length as u32);
+            let entry = match buffer.registered {
+                Some(place) => opcode::WriteFixed::new(fd, memory, bytes, place)
+                    .offset(offset)
+                    .build(),
+                None => opcode::Write::new(fd, memory, bytes).offset(offset).build(),
+            };
+            self.push(token, entry, Some(buffer))
+        }
+
         pub fn splice(
             &mut self,
             token: u64,
@@ -276,7 +322,7 @@ mod uring {
             buffer: Option<Buffer>,
         ) -> io::Result<()> {
             let Some(index) = self.free.pop() else {
-                return Err(io::Error::other("more reads than the ring was opened for"));
+                return Err(io::Error::other("more than the ring was opened for"));
             };
             let entry = entry.user_data(index as u64);
             self.flying[index] = Some((token, buffer));
@@ -305,8 +351,8 @@ mod uring {
                 iov_base: buffer.as_mut_ptr().cast(),
                 iov_len: buffer.len(),
             };
-            // SAFETY: the kernel holds on to the pages, also beyond the life of the buffer, and touches them only in a read
-            // that names this place; such a read is made only with this very buffer, and `flying` owns it meanwhile.
+            // SAFETY: the kernel holds on to the pages, also beyond the life of the buffer, and touches them only in a
+            // read or write that names this place; such a one is made only with this very buffer, and `flying` owns it meanwhile.
             let registered =
                 unsafe { submitter.register_buffers_update(place.into(), &[memory], None) };
             match registered {
@@ -440,6 +486,35 @@ mod tests {
                     assert!(seen == content);
                 }
             }
+        }
+    }
+
+    #[test]
+    fn every_engine_writes_the_same_bytes_and_returns_every_buffer() {
+        for choice in CHOICES {
+            let mut file = tempfile::tempfile().unwrap();
+            let (mut engine, _) = ReadEngine::open(choice, 4).unwrap();
+            let mut expected = Vec::new();
+            for token in 0..4u64 {
+                let mut buffer = Buffer::new(50_000);
+                buffer.fill(token as u8 + 1);
+                expected.extend_from_slice(&buffer[..40_000]);
+                let offset = token * 40_000;
+                let written = engine.write(token, file.as_fd(), buffer, offset, 40_000);
+                written.unwrap();
+            }
+            let mut done = Vec::new();
+            while done.len() < 4 {
+                engine.wait(&mut done).unwrap();
+            }
+            for ended in done {
+                assert_eq!(ended.bytes.unwrap(), 40_000);
+                assert_eq!(ended.buffer.unwrap()[49_999], ended.token as u8 + 1);
+            }
+            let mut seen = Vec::new();
+            file.rewind().unwrap();
+            file.read_to_end(&mut seen).unwrap();
+            assert!(seen == expected);
         }
     }
 

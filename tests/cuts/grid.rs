@@ -177,7 +177,10 @@ fn fill(place: &Place, history: &mut History, random: &mut Random) {
         history.send(staging.join(directory).join("clash.csv"), content);
         history.send(staging.join(directory).join("again.csv"), again.clone());
     }
-    history.send(staging.join("a/large.csv"), random.bytes(300 << 10));
+    history.send(
+        staging.join("a/large.csv"),
+        random.bytes((1 << 20) + (300 << 10)),
+    );
     if !history.manner().sidecars {
         history.send(staging.join("b/empty.csv"), Vec::new());
     }

@@ -152,6 +152,8 @@ fn deliver(place: &Place, round: u64, history: &mut History, random: &mut Random
         let content = match (random.below(12), known) {
             (_, Some(known)) => known,
             (0, _) => random.bytes(200 << 10),
+            // A copy of it is written directly.
+            (1, _) if random.below(4) == 0 => random.bytes((1 << 20) + 300),
             _ => {
                 let len = 8 + random.below(4000) as usize;
                 random.bytes(len)

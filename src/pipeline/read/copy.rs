@@ -9,17 +9,19 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use rustix::fs::{AtFlags, Mode, OFlags, SeekFrom, Timespec, Timestamps};
+use rustix::fs::{AtFlags, FallocateFlags, Mode, OFlags, SeekFrom, Timespec, Timestamps};
 use rustix::io::Errno;
 use rustix::pipe::PipeFlags;
 
 use crate::io::disk::{Handle, write_all_at};
 use crate::io::read_engine::End;
-use crate::io::{FileStat, stat};
+use crate::io::{FileStat, direct, stat};
 use crate::pipeline::Copied;
 use crate::pipeline::record::layout;
 use crate::settings::CopyMethod;
 use crate::trial::points;
+
+use super::method::Methods;
 
 /// Zeros are left out in pieces of this many bytes, the block size of most filesystems.
 const HOLE_BYTES: usize = 4096;
@@ -34,6 +36,8 @@ pub struct CopyTarget {
     sparse: bool,
     size: u64,
     way: Way,
+    /// What direct writes of it have to be multiples of, in bytes. `None`: it is written through the page cache.
+    direct: Option<usize>,
 }
 
 /// How the bytes get there.
@@ -135,6 +139,7 @@ impl CopyTarget {
                         sparse,
                         size: source.identity.size,
                         way: Way::Written,
+                        direct: None,
                     });
                 }
                 Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL | Errno::NOENT) => {}
@@ -156,6 +161,7 @@ impl CopyTarget {
             sparse,
             size: source.identity.size,
             way: Way::Written,
+            direct: None,
         })
     }
 
@@ -197,6 +203,58 @@ impl CopyTarget {
         let before = self.by_kernel().unwrap_or(CopyMethod::Write);
         self.way = Way::Written;
         Ok(before)
+    }
+
+    /// Has the copy written past the page cache, if it is large and without holes.
+    ///
+    /// # Errors
+    /// No room for it.
+    pub fn write_direct(&mut self, methods: &Methods) -> io::Result<()> {
+        if self.sparse || !self.is_written() {
+            return Ok(());
+        }
+        self.direct = methods.begin_direct_write(&self.fd, self.size);
+        let Some(unit) = self.direct else {
+            return Ok(());
+        };
+        // Writes that make a file longer are made one after the other. The last one ends with a block.
+        let length = self.size.next_multiple_of(unit as u64);
+        match rustix::fs::fallocate(&self.fd, FallocateFlags::empty(), 0, length) {
+            Ok(()) => Ok(()),
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(rustix::fs::ftruncate(&self.fd, length)?),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// How many bytes to write directly for a piece of so many at `offset`; `None`: it goes through [`CopyTarget::write`]. The
+    /// last piece is written up to the end of a block.
+    pub fn direct_length(&self, offset: u64, bytes: usize) -> Option<usize> {
+        let unit = self.direct?;
+        let is_last = offset + bytes as u64 == self.size;
+        let whole = bytes.is_multiple_of(unit) || is_last;
+        (whole && offset.is_multiple_of(unit as u64)).then(|| bytes.next_multiple_of(unit))
+    }
+
+    /// Has the rest written through the page cache. What is in flight stays so.
+    ///
+    /// # Errors
+    /// Of fcntl.
+    pub fn give_up_direct(&mut self) -> io::Result<()> {
+        match self.direct.take() {
+            Some(_) => direct::set(&self.fd, false),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether it is written past the page cache.
+    #[cfg(test)]
+    pub fn is_direct(&self) -> bool {
+        self.direct.is_some()
+    }
+
+    /// Where it is written.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
     }
 
     /// How the kernel makes the copy, if it does.
@@ -344,8 +402,10 @@ impl CopyTarget {
     }
 
     /// Gives the copy what its source has beside its bytes: size, attributes, owner where allowed, mode and times.
-    pub fn finish(self, source_fd: impl AsFd, source: &FileStat) -> io::Result<Copied<Handle>> {
-        if self.sparse {
+    pub fn finish(mut self, source_fd: impl AsFd, source: &FileStat) -> io::Result<Copied<Handle>> {
+        self.give_up_direct()?;
+        // Without the last hole, or with the rest of the last block.
+        if stat::stat_fd(&self.fd)?.identity.size != self.size {
             rustix::fs::ftruncate(&self.fd, self.size)?;
         }
         copy_attributes(&source_fd, &self.fd);

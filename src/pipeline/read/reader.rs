@@ -40,8 +40,8 @@ use super::sidecar::{SIDECAR_BYTES_MAX, claimed_digest};
 
 /// Reads in flight for one file: one is hashed while the next arrives.
 const READS_PER_FILE: usize = 2;
-/// As many for a file that is read past the page cache: nobody but us reads ahead there.
-const DIRECT_READS_PER_FILE: usize = 8;
+/// As many reads and writes for a file that is read or written past the page cache: nobody but us is ahead or behind there.
+const DIRECT_PER_FILE: usize = 8;
 /// A file above this many bytes is large: readers share such files out evenly, and read cold ones past the page cache.
 pub(super) const LARGE_BYTES: u64 = 8 << 20;
 /// From this many bytes on, a copy is not begun that would leave too little free.
@@ -51,6 +51,8 @@ const READ_BYTES: usize = 256 << 10;
 /// Without a lease, a change within this time before the read may carry the same time stamp as one after it: file
 /// times have the granularity of a kernel tick.
 const TICK: Duration = Duration::from_millis(20);
+/// What could not be done.
+const WRITE_COPY: &str = "write in the warehouse the copy of";
 /// How long a file rests after it was seen changing.
 const CHANGED_REST: Duration = Duration::from_millis(20);
 /// How long a file rests that could not be read; doubled by the discoverer each time.
@@ -130,6 +132,8 @@ struct InFlight {
     issued: u64,
     /// What is on its way or waits to be hashed, in the order of the file.
     chunks: VecDeque<Chunk>,
+    /// Direct writes of its copy that are in flight.
+    writes: Vec<DirectWrite>,
     /// Why it will not be staged, once its last read is back.
     leaving: Option<Leave>,
     began: Instant,
@@ -162,13 +166,41 @@ struct Chunk {
     here: Option<(Buffer, usize)>,
 }
 
-/// A read is named after its slot and its chunk.
-fn token(slot: usize, number: u64) -> u64 {
-    number << 8 | slot as u64
+/// A piece of a copy on its way to the disk.
+struct DirectWrite {
+    number: u64,
+    offset: u64,
+    /// Bytes of the file in it.
+    length: usize,
 }
 
-/// The number of no chunk: that of a splice.
-const SPLICE: u64 = u64::MAX >> 8;
+/// What a reader has in flight is named after its slot.
+fn token(slot: usize, kind: Kind) -> u64 {
+    let (kind, number) = match kind {
+        Kind::Splice => (0, 0),
+        Kind::Read(number) => (1, number),
+        Kind::Write(number) => (2, number),
+    };
+    number << 10 | kind << 8 | slot as u64
+}
+
+/// Reads are named after their chunk, too, and writes after the one that was hashed.
+enum Kind {
+    Splice,
+    Read(u64),
+    Write(u64),
+}
+
+/// What [`token`] was made of.
+fn named(token: u64) -> (usize, Kind) {
+    let number = token >> 10;
+    let kind = match token >> 8 & 3 {
+        0 => Kind::Splice,
+        1 => Kind::Read(number),
+        _ => Kind::Write(number),
+    };
+    ((token & 0xff) as usize, kind)
+}
 
 impl InFlight {
     /// What is read and hashed: the file, or its copy if the kernel makes that.
@@ -177,11 +209,13 @@ impl InFlight {
         copy.unwrap_or_else(|| self.file.as_fd())
     }
 
-    fn reads_at_once(&self) -> usize {
-        match self.direct {
-            Some(_) => DIRECT_READS_PER_FILE,
+    /// Whether it may have one more buffer.
+    fn takes_buffer(&self) -> bool {
+        let most = match self.direct {
+            Some(_) => DIRECT_PER_FILE,
             None => READS_PER_FILE,
-        }
+        };
+        self.chunks.len() < most && self.chunks.len() + self.writes.len() < DIRECT_PER_FILE
     }
 
     /// How many bytes to ask for, to get a chunk. A direct read goes on to the end of a block, also behind the end of the file.
@@ -237,7 +271,7 @@ impl Reader {
     /// A reader with an engine of its own. The second value says why there is no ring, if there is none.
     pub fn new(shared: Arc<ReaderShared>) -> io::Result<(Reader, Option<io::Error>)> {
         let files = shared.governor.files_max();
-        let deeper = shared.hash_lanes * (DIRECT_READS_PER_FILE - READS_PER_FILE);
+        let deeper = shared.hash_lanes * (DIRECT_PER_FILE - READS_PER_FILE);
         let reads = files * READS_PER_FILE + deeper;
         let (engine, fallback) = ReadEngine::open(shared.io, (reads + files) as u32)?;
         let reader = Reader {
@@ -388,6 +422,7 @@ impl Reader {
                     next: 0,
                     issued: 0,
                     chunks: VecDeque::new(),
+                    writes: Vec::new(),
                     leaving: None,
                     began,
                 });
@@ -443,7 +478,7 @@ impl Reader {
                 true => CopyMethod::Write,
                 false => self.shared.methods.copy(input.id),
             };
-            let copy = self.begin_copy(input.id, method, &file, &before)?;
+            let mut copy = self.begin_copy(input.id, method, &file, &before)?;
             // A clone takes no room, nor do holes. Small ones cannot miss the reserve by much before the discoverer sees it.
             let needed = before.identity.size.min(before.blocks * 512);
             if needed >= WEIGHED_BYTES
@@ -451,6 +486,11 @@ impl Reader {
                 && let Some(reason) = self.shared.reserve.refuses_copy(needed)
             {
                 return Err(Leave::With(Fate::NoRoom(reason)));
+            }
+            if self.shared.disk.durable {
+                copy.write_direct(&self.shared.methods).map_err(|error| {
+                    no_room_or("make room in the warehouse for the copy of", error)
+                })?;
             }
             Some(copy)
         } else {
@@ -546,10 +586,7 @@ impl Reader {
         }
         let readable = file.copy.as_ref().map(CopyTarget::readable);
         let readable = readable.unwrap_or(size);
-        while file.leaving.is_none()
-            && file.next < readable
-            && file.chunks.len() < file.reads_at_once()
-        {
+        while file.leaving.is_none() && file.next < readable && file.takes_buffer() {
             let buffer = match self.buffers.pop() {
                 Some(buffer) => buffer,
                 None if self.buffers_unmade > 0 => {
@@ -600,7 +637,7 @@ impl Reader {
         let begun = match copy.copy_ahead(file.file.as_fd(), file.next) {
             Ok(None) => Ok(()),
             Ok(Some(step)) => {
-                let name = token(index, SPLICE);
+                let name = token(index, Kind::Splice);
                 self.engine.splice(name, step.from, step.to, step.length)
             }
             Err(error) => Err(error),
@@ -623,8 +660,7 @@ impl Reader {
             match copy.write_after_all() {
                 Ok(method) => self.shared.methods.copy_refused(source, method, &error),
                 Err(error) => {
-                    file.leaving
-                        .get_or_insert(Leave::Failed("write in the warehouse the copy of", error));
+                    file.leaving.get_or_insert(Leave::Failed(WRITE_COPY, error));
                 }
             }
         } else if let Some(method) = file.copy.as_ref().and_then(CopyTarget::by_kernel)
@@ -641,23 +677,30 @@ impl Reader {
             events::file_changed(&path, "shorter than when it was opened");
             file.leaving.get_or_insert_with(changed);
         } else {
-            let leave = no_room_or("write in the warehouse the copy of", error);
+            let leave = no_room_or(WRITE_COPY, error);
             file.leaving.get_or_insert(leave);
         }
     }
 
     /// Takes in a completion. A read that ended early is begun again where it ended.
     fn arrived(&mut self, done: Done) {
-        let index = (done.token & 0xff) as usize;
-        let number = done.token >> 8;
-        let Some(buffer) = done.buffer else {
-            let file = self.slots[index].as_mut();
-            if let Some(copy) = file.and_then(|file| file.copy.as_mut())
-                && let Err(error) = copy.spliced(done.bytes)
-            {
-                self.copy_failed(index, error);
+        let (index, kind) = named(done.token);
+        let (number, buffer) = match (kind, done.buffer) {
+            (Kind::Read(number), Some(buffer)) => (number, buffer),
+            (Kind::Write(number), Some(buffer)) => {
+                self.written(index, number, &buffer, done.bytes);
+                self.buffers.push(buffer);
+                return;
             }
-            return;
+            _ => {
+                let file = self.slots[index].as_mut();
+                if let Some(copy) = file.and_then(|file| file.copy.as_mut())
+                    && let Err(error) = copy.spliced(done.bytes)
+                {
+                    self.copy_failed(index, error);
+                }
+                return;
+            }
         };
         let Some(file) = &mut self.slots[index] else {
             self.buffers.push(buffer);
@@ -710,6 +753,41 @@ impl Reader {
         self.buffers.push(buffer);
     }
 
+    /// Takes in the end of a direct write. What is missing of it is written through the page cache, and so are the next ones.
+    fn written(&mut self, index: usize, number: u64, buffer: &Buffer, bytes: io::Result<usize>) {
+        let Some(file) = &mut self.slots[index] else {
+            return;
+        };
+        let Some(at) = file.writes.iter().position(|write| write.number == number) else {
+            return;
+        };
+        let write = file.writes.swap_remove(at);
+        let Some(copy) = &mut file.copy else {
+            return;
+        };
+        let done = match bytes {
+            Ok(done) if done >= write.length => return,
+            Ok(done) => done,
+            // Not that way after all.
+            Err(error) if copy::is_refusal(&error) => {
+                self.shared.methods.direct_writes_refused();
+                0
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
+            Err(error) => {
+                file.leaving
+                    .get_or_insert_with(|| no_room_or(WRITE_COPY, error));
+                return;
+            }
+        };
+        let rest = &buffer[done..write.length];
+        let written = copy.give_up_direct();
+        if let Err(error) = written.and_then(|()| copy.write(rest, write.offset + done as u64)) {
+            file.leaving
+                .get_or_insert_with(|| no_room_or(WRITE_COPY, error));
+        }
+    }
+
     /// Hashes what is next in each file, the files side by side, until nothing more is here.
     fn hash_what_is_here(&mut self) {
         loop {
@@ -743,19 +821,46 @@ impl Reader {
         let Some(front) = file.chunks.front_mut() else {
             return;
         };
-        let Some((buffer, bytes)) = front.here.take() else {
+        let Some((mut buffer, bytes)) = front.here.take() else {
             return;
         };
-        if let (Some(copy), None) = (&file.copy, &file.leaving)
-            && copy.is_written()
-            && let Err(error) = copy.write(&buffer[..bytes], front.offset)
-        {
-            file.leaving = Some(no_room_or("write in the warehouse the copy of", error));
-        }
         if let Some(inspection) = &mut file.inspection {
             inspection.feed(&buffer[..bytes]);
         }
         self.shared.governor.count(bytes as u64);
+        if let (Some(copy), None) = (&mut file.copy, &file.leaving)
+            && copy.is_written()
+        {
+            // A piece that is not all there is followed by others that begin nowhere.
+            let direct = copy
+                .direct_length(front.offset, bytes)
+                .filter(|_| bytes == front.length);
+            if let Some(length) = direct {
+                buffer[bytes..length].fill(0);
+                let (number, offset) = (front.number, front.offset);
+                let name = token(index, Kind::Write(number));
+                let begun = self.engine.write(name, copy.fd(), buffer, offset, length);
+                file.chunks.pop_front();
+                match begun {
+                    Ok(()) => file.writes.push(DirectWrite {
+                        number,
+                        offset,
+                        length: bytes,
+                    }),
+                    Err(error) => {
+                        self.buffers_unmade += 1;
+                        file.leaving = Some(Leave::Failed(WRITE_COPY, error));
+                    }
+                }
+                self.submit(index);
+                return;
+            }
+            let written = copy.give_up_direct();
+            let written = written.and_then(|()| copy.write(&buffer[..bytes], front.offset));
+            if let Err(error) = written {
+                file.leaving = Some(no_room_or(WRITE_COPY, error));
+            }
+        }
         front.offset += bytes as u64;
         front.length -= bytes;
         if front.length > 0 && file.leaving.is_none() {
@@ -802,7 +907,7 @@ impl Reader {
         for index in 0..self.slots.len() {
             let ended = self.slots[index].as_ref().is_some_and(|file| {
                 let splicing = file.copy.as_ref().is_some_and(CopyTarget::is_busy);
-                let all_back = file.chunks.is_empty() && !splicing;
+                let all_back = file.chunks.is_empty() && file.writes.is_empty() && !splicing;
                 all_back && (file.leaving.is_some() || file.next == file.before.identity.size)
             });
             if ended {
@@ -880,7 +985,7 @@ fn read(
     chunk: &Chunk,
     buffer: Buffer,
 ) -> io::Result<()> {
-    let name = token(slot, chunk.number);
+    let name = token(slot, Kind::Read(chunk.number));
     let length = file.read_length(chunk);
     let from = file.read_from();
     engine.read(name, from, buffer, chunk.offset, length, chunk.direct)
@@ -1276,6 +1381,72 @@ mod tests {
                 assert!(again, "its next turn is soon");
             }
             assert_eq!(shared.methods.copy(source), then);
+        }
+    }
+
+    #[test]
+    fn a_direct_write_that_is_refused_or_ends_early_is_made_up_for() {
+        let size = (3 << 20) + 77;
+        type Ending = fn(u64, usize) -> io::Result<usize>;
+        let endings: [(Ending, bool); 4] = [
+            (|_, bytes| Ok(bytes), true),
+            (|_, _| Err(Errno::INVAL.into()), true),
+            (
+                |number, bytes| Ok(if number == 3 { 4096 } else { bytes }),
+                true,
+            ),
+            (|_, _| Err(Errno::NOSPC.into()), false),
+        ];
+        for (ending, arrives) in endings {
+            // /tmp may have no disk.
+            let beside = std::env::current_exe().unwrap();
+            let root = tempfile::tempdir_in(beside.parent().unwrap()).unwrap();
+            let mut shared = shared(root.path(), &[size], 1);
+            let parts = Arc::get_mut(&mut shared).expect("nobody else's");
+            parts.methods = Methods::of(CopyMethod::Write);
+            parts.disk.durable = true;
+            let (mut reader, _) = Reader::new(Arc::clone(&shared)).unwrap();
+            let mut candidate = shared.candidates.try_pop().expect("one");
+            candidate.copy = true;
+            let path = candidate.input.absolute(candidate.path());
+            let bytes: Vec<u8> = (0..size).map(|at| (at % 251) as u8).collect();
+            std::fs::write(&path, &bytes).unwrap();
+            candidate.identity = stat::stat_fd(File::open(&path).unwrap()).unwrap().identity;
+            std::thread::sleep(TICK * 2);
+            reader.start(0, candidate);
+            let (mut done, mut written) = (Vec::new(), 0);
+            while reader.slots[0].is_some() {
+                reader.engine.wait(&mut done).unwrap();
+                for mut ended in done.drain(..) {
+                    if let (_, Kind::Write(number)) = named(ended.token) {
+                        // What is said to be missing is missing.
+                        let file = reader.slots[0].as_ref().unwrap();
+                        let write = file.writes.iter().find(|write| write.number == number);
+                        let write = write.expect("it is in flight");
+                        let bytes = ending(number, ended.bytes.unwrap());
+                        let kept = *bytes.as_ref().unwrap_or(&0);
+                        let missing = vec![1; write.length.saturating_sub(kept)];
+                        let copy = file.copy.as_ref().unwrap();
+                        direct::set(copy.fd(), false).unwrap();
+                        copy.write(&missing, write.offset + kept as u64).unwrap();
+                        direct::set(copy.fd(), copy.is_direct()).unwrap();
+                        written += 1;
+                        ended.bytes = bytes;
+                    }
+                    reader.arrived(ended);
+                }
+                reader.hash_what_is_here();
+                reader.move_on();
+            }
+            assert!(written > 0, "nothing was written directly");
+            assert_eq!(shared.staged.depth(), usize::from(arrives));
+            if let Some(staged) = shared.staged.try_pop() {
+                let copy = staged.copy.expect("a copy");
+                let mut content = vec![1; size as usize + 1];
+                let read = rustix::io::pread(&copy.file, &mut content, 0).unwrap();
+                assert!(content[..read] == bytes);
+                assert_eq!(copy.identity.size, size);
+            }
         }
     }
 
