@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use divan::Bencher;
 use divan::counter::BytesCount;
 use ringest::io::{Identity, Timestamp};
-use ringest::ledger::{Arrival, ContentKey, Outcome, Placement, SourceId};
+use ringest::ledger::{Arrival, ContentKey, Counts, Outcome, Placement, SourceId};
 use ringest::pipeline::record::{layout, manifest};
 
 fn main() {
@@ -73,6 +73,8 @@ fn arrival(path: PathBuf) -> Arrival {
         placed: layout::partition(time_micros).join(&path),
         placed_inode: 23_456_789,
         time_micros,
+        counts: Counts::default(),
+        aside: None,
         path,
     }
 }

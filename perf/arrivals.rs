@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use ringest::failure::Failure;
 use ringest::io::{Identity, Timestamp};
 use ringest::ledger::{
-    Arrival, Commit, ContentKey, Digest, Ledger, ManifestEnd, Outcome, PendingLines, Placement,
-    Record, RecordState, SourceEntry,
+    Arrival, Commit, ContentKey, Counts, Digest, Ledger, ManifestEnd, Outcome, PendingLines,
+    Placement, Record, RecordState, SourceEntry,
 };
 use ringest::observe::metrics::{Count, Totals};
 use ringest::pipeline::record::{layout, manifest};
@@ -108,6 +108,8 @@ impl Arrivals {
             placed: layout::partition(self.time_micros).join(&path),
             placed_inode: inode,
             time_micros: self.time_micros,
+            counts: Counts::default(),
+            aside: None,
             path,
         }
     }

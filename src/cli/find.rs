@@ -181,7 +181,7 @@ impl Hit {
         let (state, duplicate_of, rule, message) = match &arrival.outcome {
             Outcome::Ingest => ("MANIFESTED", None, None, None),
             Outcome::Duplicate { of } => ("SKIPPED_DUPLICATE", Some(*of), None, None),
-            Outcome::Quarantine { rule, message } => (
+            Outcome::Quarantine { rule, message, .. } => (
                 "QUARANTINED",
                 None,
                 Some(rule.clone()),

@@ -24,14 +24,17 @@ use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 
 use crate::io::{Identity, Timestamp};
 
 /// Version of every value written by this program.
-pub const VALUE_VERSION: u8 = 2;
+pub const VALUE_VERSION: u8 = 3;
 /// From this version on, an [`Identity`] says when its inode was made. Older values are read without.
 const SINCE_BORN: u8 = 2;
+/// From this version on, an [`Arrival`] has [`Counts`], a directory for what is undone, and a [`Position`].
+const SINCE_COUNTS: u8 = 3;
 
 /// A SHA-256.
 pub type Digest = [u8; 32];
@@ -78,7 +81,43 @@ pub enum Outcome {
         rule: String,
         /// What was wrong, for people.
         message: String,
+        /// Where, for programs.
+        position: Position,
     },
+}
+
+/// Where in a file something is wrong, as far as that can be said.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Position {
+    /// Its line, from 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub line: Option<u64>,
+    /// Its column, from 1, in bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub column: Option<u64>,
+    /// Bytes before it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub byte: Option<u64>,
+    /// In a JSON document: the pointer to the value (RFC 6901).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pointer: Option<String>,
+}
+
+impl Position {
+    /// Whether nothing can be said.
+    pub fn is_unknown(&self) -> bool {
+        *self == Position::default()
+    }
+}
+
+/// What was counted in a file while it was checked.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Records: rows of CSV without the header, values of JSON Lines.
+    pub records: Option<u64>,
+    /// Columns of CSV.
+    pub columns: Option<u64>,
 }
 
 /// One arrival on its way into the warehouse: as an intent a promise, as part of a [`Record`] a fact.
@@ -108,6 +147,11 @@ pub struct Arrival {
     pub placed_inode: u64,
     /// When it was taken, in microseconds since the epoch.
     pub time_micros: i64,
+    /// What was counted in it.
+    pub counts: Counts,
+    /// The directory beneath the warehouse into which it goes if it changed after it was placed and its own name is taken;
+    /// `None`: that of the default layout.
+    pub aside: Option<PathBuf>,
 }
 
 /// A line of a manifest.
@@ -352,9 +396,23 @@ impl Writer {
     fn i64(&mut self, value: i64) {
         self.0.extend(value.to_le_bytes());
     }
+    /// Which of up to 8 values are there, and those.
+    fn some<const N: usize>(&mut self, values: [Option<u64>; N]) {
+        let bits = values.iter().enumerate();
+        self.u8(bits.fold(0, |bits, (at, value)| {
+            bits | u8::from(value.is_some()) << at
+        }));
+        values.iter().flatten().for_each(|value| self.u64(*value));
+    }
     fn bytes(&mut self, value: &[u8]) {
         self.u32(value.len() as u32);
         self.0.extend(value);
+    }
+    fn optional(&mut self, value: Option<&[u8]>) {
+        self.u8(value.is_some().into());
+        if let Some(value) = value {
+            self.bytes(value);
+        }
     }
     fn path(&mut self, value: &Path) {
         self.bytes(value.as_os_str().as_bytes());
@@ -401,6 +459,19 @@ impl<'a> Reader<'a> {
     fn i64(&mut self) -> Result<i64, DecodeError> {
         Ok(i64::from_le_bytes(self.array()?))
     }
+    fn some<const N: usize>(&mut self) -> Result<[Option<u64>; N], DecodeError> {
+        let bits = self.u8()?;
+        if u32::from(bits) >> N != 0 {
+            return Err(DecodeError::Malformed);
+        }
+        let mut values = [None; N];
+        for (at, value) in values.iter_mut().enumerate() {
+            if bits >> at & 1 == 1 {
+                *value = Some(self.u64()?);
+            }
+        }
+        Ok(values)
+    }
     fn bytes(&mut self) -> Result<&'a [u8], DecodeError> {
         let length = self.u32()? as usize;
         if length > self.rest.len() {
@@ -410,8 +481,30 @@ impl<'a> Reader<'a> {
         self.rest = tail;
         Ok(head)
     }
+    fn optional(&mut self) -> Result<Option<&'a [u8]>, DecodeError> {
+        match self.u8()? {
+            0 => Ok(None),
+            1 => self.bytes().map(Some),
+            _ => Err(DecodeError::Malformed),
+        }
+    }
+    fn counts(&mut self) -> Result<Counts, DecodeError> {
+        let [records, columns] = self.some()?;
+        Ok(Counts { records, columns })
+    }
+    fn position(&mut self) -> Result<Position, DecodeError> {
+        let [line, column, byte] = self.some()?;
+        let pointer = self.optional()?.map(<[u8]>::to_vec);
+        let pointer = pointer.map(String::from_utf8).transpose();
+        Ok(Position {
+            line,
+            column,
+            byte,
+            pointer: pointer.map_err(|_| DecodeError::Malformed)?,
+        })
+    }
     fn path(&mut self) -> Result<PathBuf, DecodeError> {
-        Ok(OsString::from_vec(self.bytes()?.to_vec()).into())
+        Ok(path_of(self.bytes()?))
     }
     fn string(&mut self) -> Result<String, DecodeError> {
         String::from_utf8(self.bytes()?.to_vec()).map_err(|_| DecodeError::Malformed)
@@ -435,6 +528,10 @@ impl<'a> Reader<'a> {
             },
         })
     }
+}
+
+fn path_of(bytes: &[u8]) -> PathBuf {
+    OsString::from_vec(bytes.to_vec()).into()
 }
 
 impl Value for Arrival {
@@ -465,10 +562,16 @@ impl Value for Arrival {
                 to.u8(2);
                 to.u64(*of);
             }
-            Outcome::Quarantine { rule, message } => {
+            Outcome::Quarantine {
+                rule,
+                message,
+                position,
+            } => {
                 to.u8(3);
                 to.bytes(rule.as_bytes());
                 to.bytes(message.as_bytes());
+                to.some([position.line, position.column, position.byte]);
+                to.optional(position.pointer.as_ref().map(String::as_bytes));
             }
         }
         to.u8(match self.placement {
@@ -479,6 +582,9 @@ impl Value for Arrival {
         to.path(&self.placed);
         to.u64(self.placed_inode);
         to.i64(self.time_micros);
+        to.some([self.counts.records, self.counts.columns]);
+        let aside = self.aside.as_ref();
+        to.optional(aside.map(|aside| aside.as_os_str().as_bytes()));
     }
 
     fn take(from: &mut Reader<'_>) -> Result<Arrival, DecodeError> {
@@ -508,6 +614,10 @@ impl Value for Arrival {
             3 => Outcome::Quarantine {
                 rule: from.string()?,
                 message: from.string()?,
+                position: match from.version {
+                    SINCE_COUNTS.. => from.position()?,
+                    _ => Position::default(),
+                },
             },
             _ => return Err(DecodeError::Malformed),
         };
@@ -530,6 +640,14 @@ impl Value for Arrival {
             placed: from.path()?,
             placed_inode: from.u64()?,
             time_micros: from.i64()?,
+            counts: match from.version {
+                SINCE_COUNTS.. => from.counts()?,
+                _ => Counts::default(),
+            },
+            aside: match from.version {
+                SINCE_COUNTS.. => from.optional()?.map(path_of),
+                _ => None,
+            },
         })
     }
 }
@@ -739,11 +857,22 @@ pub(crate) mod tests {
             outcome: Outcome::Quarantine {
                 rule: "r".into(),
                 message: "m".into(),
+                position: Position {
+                    line: Some(14),
+                    column: None,
+                    byte: Some(15),
+                    pointer: Some("/a".into()),
+                },
             },
             placement: Placement::Copy,
             placed: "ingest_date=2026-01-01/b.csv".into(),
             placed_inode: 10,
             time_micros: 11,
+            counts: Counts {
+                records: Some(16),
+                columns: None,
+            },
+            aside: Some("returns".into()),
         }
     }
 
@@ -811,28 +940,41 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn values_of_the_first_version_are_read_without_what_they_lack() {
-        let bytes_of = |name: &str| {
-            let line = include_str!("golden_v1.txt")
-                .lines()
-                .find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
-            data_encoding::HEXLOWER
-                .decode(line.unwrap().as_bytes())
-                .unwrap()
-        };
-        let mut expected = arrival();
-        expected.identity.born = Timestamp::default();
-        expected.sidecar = Some(("a/b.csv.ok".into(), expected.identity));
-        let identity = expected.identity;
-        assert_eq!(Arrival::decode(&bytes_of("arrival")), Ok(expected));
-        let owed = Owed::decode(&bytes_of("owed")).unwrap();
-        assert_eq!(owed.identity, identity);
-        let kept = Kept::decode(&bytes_of("kept")).unwrap();
-        assert_eq!(kept.identity, identity);
-        for done in ["record done", "record void"] {
-            assert_eq!(Record::decode(&bytes_of(done)).unwrap().seq, 8);
+    fn values_of_earlier_versions_are_read_without_what_they_lack() {
+        for (version, golden) in [
+            (1, include_str!("golden_v1.txt")),
+            (2, include_str!("golden_v2.txt")),
+        ] {
+            let bytes_of = |name: &str| {
+                let line = golden
+                    .lines()
+                    .find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
+                data_encoding::HEXLOWER
+                    .decode(line.unwrap().as_bytes())
+                    .unwrap()
+            };
+            let mut expected = arrival();
+            (expected.counts, expected.aside) = (Counts::default(), None);
+            expected.outcome = Outcome::Quarantine {
+                rule: "r".into(),
+                message: "m".into(),
+                position: Position::default(),
+            };
+            if version < SINCE_BORN {
+                expected.identity.born = Timestamp::default();
+                expected.sidecar = Some(("a/b.csv.ok".into(), expected.identity));
+            }
+            let identity = expected.identity;
+            assert_eq!(Arrival::decode(&bytes_of("arrival")), Ok(expected));
+            let owed = Owed::decode(&bytes_of("owed")).unwrap();
+            assert_eq!(owed.identity, identity);
+            let kept = Kept::decode(&bytes_of("kept")).unwrap();
+            assert_eq!(kept.identity, identity);
+            for done in ["record done", "record void"] {
+                assert_eq!(Record::decode(&bytes_of(done)).unwrap().seq, 8);
+            }
+            assert_eq!(String::decode(&bytes_of("string")), Ok("text".into()));
         }
-        assert_eq!(String::decode(&bytes_of("string")), Ok("text".into()));
     }
 
     fn sealed(mut body: Vec<u8>) -> Vec<u8> {

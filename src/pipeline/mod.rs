@@ -18,7 +18,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crate::io::{FileStat, Identity};
-use crate::ledger::{Digest, SourceId};
+use crate::ledger::{Counts, Digest, Position, SourceId};
 use crate::settings::Source;
 
 /// A staging directory in use.
@@ -99,6 +99,8 @@ pub struct Staged<File> {
     pub sidecar: Option<(std::path::PathBuf, Identity)>,
     /// What is wrong with its content.
     pub finding: Option<Finding>,
+    /// What was counted in it.
+    pub counts: Counts,
     /// When its reading began and ended.
     pub read: (Instant, Instant),
 }
@@ -121,6 +123,8 @@ pub struct Finding {
     pub rule: String,
     /// What is wrong, for people.
     pub message: String,
+    /// Where, for programs.
+    pub position: Position,
 }
 
 /// What became of a candidate, for the discoverer.

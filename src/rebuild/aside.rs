@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 use crate::failure::Failure;
 use crate::io::disk::DirHandle;
 use crate::io::{Disk, FileStat, Identity};
-use crate::ledger::{Arrival, Digest, Outcome, OwedKind, Placement, Record, RecordState, SourceId};
+use crate::ledger::{
+    Arrival, Counts, Digest, Outcome, OwedKind, Placement, Record, RecordState, SourceId,
+};
 use crate::pipeline::record::owed::{DUPLICATE_RULE, Reason, SAME_CONTENT_AS};
 use crate::pipeline::record::{CHANGED_RULE, layout};
 
@@ -118,6 +120,7 @@ impl Rebuild<'_> {
             rule => Outcome::Quarantine {
                 rule: rule.into(),
                 message: reason.message.clone(),
+                position: reason.position.clone(),
             },
         };
         let changed = reason.rule == CHANGED_RULE;
@@ -135,6 +138,8 @@ impl Rebuild<'_> {
             placed: placed.to_path_buf(),
             placed_inode: identity.inode,
             time_micros,
+            counts: Counts::default(),
+            aside: None,
         };
         let source_left = match changed || seen.is_none() {
             true => None,
@@ -180,6 +185,7 @@ impl Rebuild<'_> {
         Ok(Outcome::Quarantine {
             rule: reason.rule.clone(),
             message: reason.message.clone(),
+            position: reason.position.clone(),
         })
     }
 

@@ -191,6 +191,8 @@ impl Rebuild<'_> {
             placed: parts.placed,
             placed_inode: seen.map_or(stated.inode, |seen| seen.identity.inode),
             time_micros: stated.time_micros,
+            counts: stated.counts,
+            aside: None,
         };
         let source_left = match placement {
             Placement::Copy => self.source_of_copy(&arrival)?,

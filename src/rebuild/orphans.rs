@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 
 use crate::failure::{Exit, Failure};
 use crate::io::{Clock, Disk, Identity, clock::WallClock};
-use crate::ledger::{Arrival, ContentKey, Digest, Ledger, Outcome, Placement, SourceId};
+use crate::ledger::{
+    Arrival, ContentKey, Counts, Digest, Ledger, Outcome, Placement, Position, SourceId,
+};
 use crate::pipeline::record::{dirs, layout};
 
 use super::{Kind, Rebuild, name_of, walk};
@@ -80,6 +82,7 @@ impl Rebuild<'_> {
             None => Outcome::Quarantine {
                 rule: LOST_REASON_RULE.into(),
                 message: "it was set aside; why, was lost with the ledger".into(),
+                position: Position::default(),
             },
         };
         if let (Outcome::Duplicate { .. }, false) = (&outcome, is_aside) {
@@ -120,6 +123,8 @@ impl Rebuild<'_> {
             placed,
             placed_inode: seen.identity.inode,
             time_micros,
+            counts: Counts::default(),
+            aside: None,
         });
         Ok(())
     }

@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 use super::*;
 use crate::io::{Identity, Timestamp};
 use crate::ledger::{
-    Commit, Kept, Ledger, Owed, OwedKind, PendingLines, Placement, Record, SourceId,
+    Commit, Counts, Kept, Ledger, Owed, OwedKind, PendingLines, Placement, Position, Record,
+    SourceId,
 };
 use crate::pipeline::record::manifest as written;
 use crate::settings::Durability;
@@ -89,6 +90,8 @@ impl Site {
             placed: base.join(layout::partition(time)).join(name),
             placed_inode: 1,
             time_micros: time,
+            counts: Counts::default(),
+            aside: None,
         }
     }
 
@@ -105,6 +108,7 @@ impl Site {
         let outcome = Outcome::Quarantine {
             rule: "rule".into(),
             message: "message".into(),
+            position: Position::default(),
         };
         let base = Path::new(layout::QUARANTINE_DIR);
         self.arrival(seq, seq, base, outcome, NOON)

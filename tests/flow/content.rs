@@ -148,9 +148,18 @@ fn each_source_has_rules_of_its_own() {
     assert!(message.contains("recursion limit exceeded"), "{message}");
 }
 
+/// What Python's own modules count: records and columns of CSV.
+const COUNT: &str = "
+import csv, sys
+for path in sys.argv[1:]:
+    with open(path, encoding='utf-8-sig', newline='') as file:
+        rows = [row for row in csv.reader(file) if row]
+        print(len(rows) - 1, len(rows[0]))
+";
+
 /// The data sets of Vega, as their makers wrote them.
 #[test]
-fn real_files_are_accepted() {
+fn real_files_are_accepted_and_counted_as_python_does() {
     let Some(data) = std::env::var_os("RINGEST_TEST_DATA") else {
         return skip("needs RINGEST_TEST_DATA, a directory of CSV and JSON files");
     };
@@ -171,6 +180,24 @@ fn real_files_are_accepted() {
         run(&site);
         let quarantined = site.quarantined();
         assert!(quarantined.is_empty(), "{content}: {quarantined:?}");
+        if content == "csv" {
+            let lines = site.manifest();
+            let placed = lines.iter().map(|line| line.placed());
+            let counted = std::process::Command::new("python3")
+                .args(["-c", COUNT])
+                .args(placed)
+                .output()
+                .expect("python3");
+            assert!(counted.status.success(), "{counted:?}");
+            let counted = String::from_utf8(counted.stdout).expect("UTF-8");
+            let counts = lines
+                .iter()
+                .map(|line| format!("{} {}", line.number("records"), line.number("columns")));
+            assert_eq!(
+                counted.lines().collect::<Vec<_>>(),
+                counts.collect::<Vec<_>>()
+            );
+        }
         site.assert_staging_is_empty();
         site.assert_sound();
     }

@@ -10,11 +10,11 @@ use std::path::Path;
 use ringest::io::{Identity, Timestamp};
 use ringest::ledger::schema::{VALUE_VERSION, Value};
 use ringest::ledger::{
-    Arrival, Kept, ManifestEnd, Outcome, Owed, PendingLines, Placement, Record, SourceEntry,
-    SourceId,
+    Arrival, Counts, Kept, ManifestEnd, Outcome, Owed, PendingLines, Placement, Record,
+    SourceEntry, SourceId,
 };
 use ringest::pipeline::Finding;
-use ringest::pipeline::read::inspect::{Counts, Inspection};
+use ringest::pipeline::read::inspect::Inspection;
 use ringest::pipeline::read::sidecar::claimed_digest;
 use ringest::pipeline::record::manifest;
 use ringest::settings::{Content, ContentRules, CsvRules, Purpose, RawSettings};
@@ -79,6 +79,8 @@ pub fn manifest(bytes: &[u8]) {
         placed: beneath(&stated.placed),
         placed_inode: stated.inode,
         time_micros: stated.time_micros,
+        counts: stated.counts,
+        aside: None,
     };
     let line = manifest::line(&arrival, &stated.source, root, root);
     assert_eq!(manifest::parse(&line), Ok(stated));

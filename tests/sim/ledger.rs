@@ -366,7 +366,7 @@ mod tests {
     use crate::random::Random;
     use ringest::io::{Identity, Timestamp};
     use ringest::ledger::lmdb::Lmdb;
-    use ringest::ledger::{Line, Outcome, OwedKind, Placement};
+    use ringest::ledger::{Counts, Line, Outcome, OwedKind, Placement};
     use ringest::observe::metrics::Count;
     use ringest::settings::Durability;
 
@@ -394,6 +394,8 @@ mod tests {
             placed: path.into(),
             placed_inode: number,
             time_micros: random.below(1 << 40) as i64,
+            counts: Counts::default(),
+            aside: None,
         }
     }
 

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use ringest::failure::{Exit, Failure};
 use ringest::io::{Disk, Timestamp};
-use ringest::ledger::{Ledger, Outcome, SourceId};
+use ringest::ledger::{Ledger, Outcome, Position, SourceId};
 use ringest::observe::metrics::Metrics;
 use ringest::pipeline::queue::Queue;
 use ringest::pipeline::read::copy::Temporary;
@@ -456,7 +456,9 @@ fn read(
         finding: bad.then(|| Finding {
             rule: "bad".into(),
             message: "it says so".into(),
+            position: Position::default(),
         }),
+        counts: ringest::ledger::Counts::default(),
         read: (began, began),
     }))
 }

@@ -22,7 +22,7 @@ use crate::io::buffer::Buffer;
 use crate::io::disk::Handle;
 use crate::io::read_engine::{Done, ReadEngine};
 use crate::io::{Disk, FileStat, Identity, RealDisk, Reserve, clock, direct, lease, open, stat};
-use crate::ledger::SourceId;
+use crate::ledger::{Counts, Position, SourceId};
 use crate::observe::events;
 use crate::observe::metrics::{Metrics, Stage};
 use crate::pipeline::queue::Queue;
@@ -946,7 +946,7 @@ impl Reader {
         let took = ended.saturating_duration_since(file.began);
         self.shared.metrics.record(Stage::Read, took);
         let digest = file.stream.finish();
-        let finding = sidecar
+        let mismatch = sidecar
             .as_ref()
             .and_then(|sidecar| sidecar.claimed)
             .filter(|claimed| *claimed != digest)
@@ -957,9 +957,14 @@ impl Reader {
                     data_encoding::HEXLOWER.encode(&claimed),
                     data_encoding::HEXLOWER.encode(&digest)
                 ),
+                position: Position::default(),
             });
         // What did not arrive as it was sent is not judged by its content.
-        let finding = finding.or_else(|| file.inspection.take()?.finish().err());
+        let judged = match (mismatch, file.inspection.take()) {
+            (Some(mismatch), _) => Err(mismatch),
+            (None, Some(inspection)) => inspection.finish(),
+            (None, None) => Ok(Counts::default()),
+        };
         let staged = Staged {
             candidate: file.candidate,
             stat: file.before,
@@ -967,7 +972,8 @@ impl Reader {
             file: file.file,
             copy,
             sidecar: sidecar.map(|sidecar| (sidecar.path, sidecar.identity)),
-            finding,
+            counts: *judged.as_ref().unwrap_or(&Counts::default()),
+            finding: judged.err(),
             read: (file.began, ended),
         };
         let governor = &self.shared.governor;

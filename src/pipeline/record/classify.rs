@@ -89,6 +89,7 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
                 (Some(finding), _) => Outcome::Quarantine {
                     rule: finding.rule.clone(),
                     message: finding.message.clone(),
+                    position: finding.position.clone(),
                 },
                 (None, Some(key))
                     if in_batch.contains(&key) && !mutants::on("twins_not_parked") =>
@@ -134,6 +135,8 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
                     None => staged.stat.identity.inode,
                 },
                 time_micros,
+                counts: staged.counts,
+                aside: None,
             };
             if placement != Placement::None {
                 match self.choose_name(dirs, &arrival, &mut taken)? {

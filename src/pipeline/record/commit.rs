@@ -42,11 +42,19 @@ impl Needs {
         for item in items {
             let arrival = &item.arrival;
             let sidecar = arrival.sidecar.as_ref().map(|(path, _)| path.as_path());
-            for path in [&*arrival.path, &arrival.placed].into_iter().chain(sidecar) {
+            let aside = arrival.aside.as_deref();
+            let paths = [&*arrival.path, &arrival.placed].into_iter();
+            for path in paths.chain(sidecar).chain(aside) {
                 needs.names += path.as_os_str().len() as u64;
             }
-            if let Outcome::Quarantine { rule, message } = &arrival.outcome {
-                needs.names += (rule.len() + message.len()) as u64;
+            if let Outcome::Quarantine {
+                rule,
+                message,
+                position,
+            } = &arrival.outcome
+            {
+                let pointer = position.pointer.as_ref().map_or(0, String::len);
+                needs.names += (rule.len() + message.len() + pointer) as u64;
             }
             needs.lines += item.line.as_ref().map_or(0, |line| line.len() as u64);
         }

@@ -11,7 +11,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use crate::failure::{Exit, Failure};
 use crate::io::open::SyncFailed;
 use crate::io::{Disk, Timestamp};
-use crate::ledger::{Arrival, Digest, Line, ManifestEnd, PendingLines};
+use crate::ledger::{Arrival, Counts, Digest, Line, ManifestEnd, PendingLines};
 use crate::trial::{mutants, points};
 
 use super::dirs::ensure_dir;
@@ -35,6 +35,10 @@ struct Entry<'a> {
     source: &'a str,
     mtime_ns: i128,
     ingested_at: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    records: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    columns: Option<u64>,
 }
 
 /// The line of an arrival, newline included.
@@ -55,6 +59,8 @@ pub fn line(arrival: &Arrival, source: &str, input: &Path, warehouse: &Path) -> 
         source,
         mtime_ns: arrival.identity.mtime.as_nanos(),
         ingested_at: layout::rfc3339(arrival.time_micros),
+        records: arrival.counts.records,
+        columns: arrival.counts.columns,
     })
     .expect("strings and numbers");
     bytes.push(b'\n');
@@ -84,6 +90,8 @@ pub struct Stated {
     pub source: String,
     /// When it was taken, in microseconds since the epoch.
     pub time_micros: i64,
+    /// What was counted in it.
+    pub counts: Counts,
 }
 
 /// A line's fields as they are read.
@@ -101,6 +109,8 @@ struct Fields {
     seq: u64,
     source: String,
     ingested_at: String,
+    records: Option<u64>,
+    columns: Option<u64>,
 }
 
 /// Reads a line, newline included: the inverse of [`line()`]. The error says what is wrong with it.
@@ -138,6 +148,10 @@ pub fn parse(line: &[u8]) -> Result<Stated, String> {
         source: fields.source,
         time_micros: layout::time_micros(&fields.ingested_at)
             .ok_or("its ingested_at is not a time")?,
+        counts: Counts {
+            records: fields.records,
+            columns: fields.columns,
+        },
     })
 }
 
@@ -422,7 +436,7 @@ mod tests {
         let expected = concat!(
             r#"{"path":"/in/a/b.csv","sha256":"abababababababababababababababababababababababababababababababab","#,
             r#""device":1,"inode":2,"size":3,"mtime":4,"warehouse_path":"/wh/ingest_date=2026-01-01/b.csv","#,
-            r#""seq":8,"source":"in","mtime_ns":4000000005,"ingested_at":"1970-01-01T00:00:00.000011Z"}"#,
+            r#""seq":8,"source":"in","mtime_ns":4000000005,"ingested_at":"1970-01-01T00:00:00.000011Z","records":16}"#,
             "\n"
         );
         assert_eq!(String::from_utf8(line).unwrap(), expected);
@@ -500,6 +514,7 @@ mod tests {
                 seq,
                 source: "na\"me".into(),
                 time_micros,
+                counts: arrival.counts,
             };
             prop_assert_eq!(parse(&written), Ok(stated));
             for length in 0..written.len() {

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::failure::Failure;
 use crate::io::{Disk, FileStat, Identity, Timestamp};
-use crate::ledger::{Commit, Kept, Ledger, Outcome, Owed, OwedKind};
+use crate::ledger::{Commit, Kept, Ledger, Outcome, Owed, OwedKind, Position};
 use crate::observe::events;
 use crate::pipeline::is_no_room;
 use crate::trial::{mutants, points};
@@ -36,6 +36,9 @@ pub struct Reason {
     pub rule: String,
     /// What was wrong, for people.
     pub message: String,
+    /// Where.
+    #[serde(default, skip_serializing_if = "Position::is_unknown")]
+    pub position: Position,
     /// When it was taken, in RFC 3339.
     pub time: String,
     /// Its digest, in hex.
@@ -327,18 +330,24 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
         let Some(arrival) = self.ledger_arrival(owed.seq)? else {
             return Ok(Removal::Gone);
         };
-        let (rule, message) = match &arrival.outcome {
+        let nowhere = Position::default();
+        let (rule, message, position) = match &arrival.outcome {
             Outcome::Ingest => return Ok(Removal::Gone),
             Outcome::Duplicate { of } => {
                 let first = self.first_path(*of);
                 let message = format!("{SAME_CONTENT_AS}{of}, {}", first.display());
-                (DUPLICATE_RULE, message)
+                (DUPLICATE_RULE, message, &nowhere)
             }
-            Outcome::Quarantine { rule, message } => (rule.as_str(), message.clone()),
+            Outcome::Quarantine {
+                rule,
+                message,
+                position,
+            } => (rule.as_str(), message.clone(), position),
         };
         let mut bytes = serde_json::to_vec_pretty(&Reason {
             rule: rule.to_string(),
             message,
+            position: position.clone(),
             time: layout::rfc3339(arrival.time_micros),
             sha256: data_encoding::HEXLOWER.encode(&arrival.digest),
             seq: arrival.seq,

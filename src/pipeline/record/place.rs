@@ -10,7 +10,7 @@ use rustix::io::Errno;
 
 use crate::failure::Failure;
 use crate::io::{Disk, FileStat, Timestamp};
-use crate::ledger::{Arrival, Ledger, Outcome, Placement};
+use crate::ledger::{Arrival, Ledger, Outcome, Placement, Position};
 use crate::observe::events;
 use crate::pipeline::{Fate, Waiting};
 use crate::trial::{mutants, points};
@@ -322,6 +322,7 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
             message: "it was written to after it was hashed, and another file has taken its name; \
                       its digest is that of the bytes before the change"
                 .into(),
+            position: Position::default(),
         };
     }
 

@@ -104,7 +104,7 @@ impl Reporter {
                 let first = firsts.get(of).map_or(Path::new(""), PathBuf::as_path);
                 events::file_duplicate(&path, *of, first, &arrival.digest, count.bytes, action);
             }
-            Outcome::Quarantine { rule, message } => {
+            Outcome::Quarantine { rule, message, .. } => {
                 self.metrics.quarantined.add(count);
                 let (path, placed) = (self.source_path(arrival), self.placed_path(arrival));
                 events::file_quarantined(&path, &placed, rule, message, count.bytes);

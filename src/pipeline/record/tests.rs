@@ -13,8 +13,8 @@ use crate::io::clock::WallClock;
 use crate::io::{Clock, RealDisk, open, stat};
 use crate::ledger::lmdb::Lmdb;
 use crate::ledger::{
-    Arrival, Commit, ContentKey, Ledger, Outcome, Owed, OwedKind, Placement, Record, RecordState,
-    SourceId,
+    Arrival, Commit, ContentKey, Counts, Ledger, Outcome, Owed, OwedKind, Placement, Record,
+    RecordState, SourceId,
 };
 use crate::observe::events::Recovered;
 use crate::observe::metrics::Metrics;
@@ -93,6 +93,8 @@ impl Site {
             placed: layout::partition(self.time_micros).join(name),
             placed_inode: identity.inode,
             time_micros: self.time_micros,
+            counts: Counts::default(),
+            aside: None,
         });
         self.seq += 1;
     }

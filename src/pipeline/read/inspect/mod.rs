@@ -9,6 +9,7 @@ mod utf8;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+use crate::ledger::{Counts, Position};
 use crate::pipeline::Finding;
 use crate::settings::{Content, ContentRules};
 
@@ -18,15 +19,6 @@ pub use utf8::Utf8;
 
 /// Longest JSON document, and longest line of JSON Lines, in bytes: it is parsed as a whole.
 pub const DOCUMENT_BYTES_MAX: usize = 64 << 20;
-
-/// What is known of a file's content once it has been seen to the end.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Counts {
-    /// Records: rows of CSV without the header, values of JSON Lines.
-    pub records: Option<u64>,
-    /// Columns of CSV.
-    pub columns: Option<u64>,
-}
 
 /// The checks of one file.
 #[derive(Debug)]
@@ -133,6 +125,7 @@ fn finding(rule: &str, message: impl Into<String>) -> Finding {
     Finding {
         rule: rule.into(),
         message: message.into(),
+        position: Position::default(),
     }
 }
 
