@@ -481,7 +481,7 @@ fn ingest_keys() -> impl Iterator<Item = &'static Key> {
 
 fn store_keys() -> impl Iterator<Item = &'static Key> {
     KEYS.iter()
-        .filter(|key| matches!(key.kind, Kind::Directory))
+        .filter(|key| matches!(key.kind, Kind::Directory) && !key.per_source)
 }
 
 macro_rules! flags_from_registry {

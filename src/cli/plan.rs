@@ -161,8 +161,8 @@ fn plan_file(
         };
         duplicate = !known.in_plan.insert(key) || recorded;
     }
-    let partition = layout::partition(clock::WallClock.now_micros());
-    let placed = settings.warehouse.join(partition).join(path);
+    let placed = layout::new_path(source, path, clock::WallClock.now_micros());
+    let placed = settings.warehouse.join(placed);
     let content = Some((digest, seen.identity.size, (!duplicate).then_some(placed)));
     match duplicate {
         true => say("duplicate", Some(source.on_duplicate.as_str()), content),

@@ -20,9 +20,12 @@ use crate::verify::{Finding, Kind, Report, Scope, verify};
 pub fn run(loaded: &Loaded, deep: bool, json: bool) -> Result<ExitCode, Failure> {
     let settings = &loaded.settings;
     let ledger = Lmdb::open_read_only(&settings.ledger_dir())?;
+    let mut apart = settings.apart_dirs();
+    apart.extend(ledger.sources()?.into_iter().map(|source| source.input));
     let scope = Scope {
         warehouse: &settings.warehouse,
         manifests: &settings.manifests,
+        apart: &apart,
         deep,
         running: is_running(settings),
     };

@@ -13,6 +13,7 @@ use crate::ledger::{
 use crate::pipeline::record::owed::{DUPLICATE_RULE, Reason, SAME_CONTENT_AS};
 use crate::pipeline::record::{CHANGED_RULE, layout};
 
+use super::tree::Tree;
 use super::{GAP_MAX, Rebuild, is_regular, walk};
 
 /// Longer is no reason of ours: two paths of 4,096 bytes, each byte escaped, and some words.
@@ -25,18 +26,19 @@ impl Rebuild<'_> {
         let mut unexplained = Vec::new();
         let (disk, root) = (self.disk, self.warehouse.clone());
         let shown = self.settings.warehouse.clone();
-        let is_aside = |path: &Path| {
-            let top = walk::first(path);
-            let day = path.iter().nth(1);
-            (top == layout::DUPLICATES_DIR || top == layout::QUARANTINE_DIR)
-                && day.is_none_or(layout::is_partition)
-        };
-        walk::walk(&disk, &root, &shown, is_aside, |path, dir, names| {
-            if path.iter().count() < 2 {
-                return Ok(());
-            }
-            self.read_directory(path, dir, names, &mut unexplained)
-        })?;
+        let tree = Tree::new(self.settings);
+        walk::walk(
+            &disk,
+            &root,
+            &shown,
+            |path| tree.leads_aside(path),
+            |path, dir, names| {
+                if tree.aside_depth(path).is_none() {
+                    return Ok(());
+                }
+                self.read_directory(path, dir, names, &mut unexplained)
+            },
+        )?;
         self.flush()?;
         Ok(unexplained)
     }
@@ -201,10 +203,9 @@ impl Rebuild<'_> {
     /// Source and path of a file that was set aside. Its reason has them lossy; its directories are beside it.
     fn whence(&mut self, placed: &Path, reason: &Reason) -> Result<(SourceId, PathBuf), Failure> {
         let stated = Path::new(&reason.path);
-        let dirs: PathBuf = placed
-            .parent()
-            .map(|parent| parent.iter().skip(2).collect())
-            .unwrap_or_default();
+        let parent = placed.parent().unwrap_or(Path::new(""));
+        let depth = self.tree.aside_depth(parent).unwrap_or(0);
+        let dirs: PathBuf = parent.iter().skip(depth).collect();
         let mut names = vec![super::name_of(placed).to_os_string()];
         names.extend(unnumbered(super::name_of(placed), reason.seq));
         names.extend(stated.file_name().map(OsStr::to_os_string));

@@ -12,6 +12,9 @@ use crate::ledger::{
 use crate::pipeline::record::layout;
 use crate::pipeline::record::manifest::{self, Stated};
 
+use crate::settings::Settings;
+
+use super::tree::{self, Tree};
 use super::{FileReader, GAP_MAX, Kind, Rebuild, walk};
 
 /// What is longer is no line of ours; as `verify` has it.
@@ -161,7 +164,7 @@ impl Rebuild<'_> {
             let cause = "its ingested_at lies in another hour than its manifest";
             return Err(Problem::Line(cause.into()));
         }
-        let parts = Parts::of(&stated, &self.settings.warehouse).ok_or_else(|| {
+        let parts = Parts::of(&stated, self.settings, &self.tree).ok_or_else(|| {
             Problem::Line("its path and warehouse_path do not fit together".into())
         })?;
         let source = self.source_id(&stated.source, &parts.input)?;
@@ -288,26 +291,35 @@ struct Parts {
 
 impl Parts {
     /// The directories between partition and name are those beneath the input, and the name is one that such a file gets.
-    fn of(stated: &Stated, warehouse: &Path) -> Option<Parts> {
+    fn of(stated: &Stated, settings: &Settings, tree: &Tree) -> Option<Parts> {
+        let is_placed = |path: &Path| tree.partition_depth(path.parent()?);
         // The warehouse may have been moved since.
-        let placed: PathBuf = match stated.placed.strip_prefix(warehouse) {
-            Ok(placed) if layout::is_partition(walk::first(placed)) => placed.to_path_buf(),
-            _ => stated
-                .placed
-                .iter()
-                .skip_while(|part| !layout::is_partition(part))
-                .collect(),
+        let beneath = stated.placed.strip_prefix(&settings.warehouse);
+        let beneath = beneath.ok().filter(|placed| is_placed(placed).is_some());
+        let placed: PathBuf = match beneath {
+            Some(placed) => placed.to_path_buf(),
+            None => {
+                let ends = (0..stated.placed.iter().count())
+                    .map(|skip| stated.placed.iter().skip(skip).collect::<PathBuf>());
+                ends.into_iter()
+                    .find(|end| is_placed(end).is_some_and(|depth| depth > 0))?
+            }
         };
         let name = stated.path.file_name()?;
-        let path = placed
-            .parent()?
+        let depth = is_placed(&placed)?;
+        let dirs: PathBuf = placed.parent()?.iter().skip(depth).collect();
+        let path = match dirs.to_str().and_then(|dirs| dirs.strip_prefix("__")) {
+            // It made way for ringest's own directories.
+            Some(rest) if depth == 0 => Path::new(&format!("_{rest}")).join(name),
+            _ => dirs.join(name),
+        };
+        let mut sources = settings.sources.iter();
+        let source = sources.find(|source| source.name == stated.source);
+        let fits = tree::may_be_called(source, &path, stated.time_micros)
             .iter()
-            .skip(1)
-            .collect::<PathBuf>()
-            .join(name);
-        let fits = layout::candidate_names(name, &stated.digest, stated.seq)
+            .flat_map(|name| layout::candidate_names(name.as_os_str(), &stated.digest, stated.seq))
             .any(|candidate| placed.file_name() == Some(&candidate));
-        if !fits || placed.iter().count() < 2 || !stated.path.ends_with(&path) {
+        if !fits || !stated.path.ends_with(&path) {
             return None;
         }
         let depth = path.iter().count();

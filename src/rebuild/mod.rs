@@ -31,6 +31,7 @@ mod aside;
 mod lines;
 mod orphans;
 mod staging;
+mod tree;
 mod walk;
 
 use std::collections::HashMap;
@@ -55,6 +56,8 @@ use crate::pipeline::record::{content_key, layout};
 use crate::session::{self, Locked};
 use crate::settings::{Durability, Settings, Source};
 use crate::verify::warehouse::{Names, is_absent};
+
+use tree::Tree;
 
 /// Records of one commit.
 const CHUNK: usize = 4096;
@@ -121,7 +124,7 @@ pub fn rebuild(
     tell: &mut dyn FnMut(Finding),
 ) -> Result<Report, Failure> {
     let roots = Roots::lock(settings)?;
-    let uuid = roots.agreed_name()?;
+    let uuid = roots.agreed_name(&settings.apart_dirs())?;
     let place = settings.ledger_dir();
     let nameless = refuse_to_replace(&place)?;
     let making = settings.state_path.join("ledger.rebuilding");
@@ -207,7 +210,7 @@ impl Roots {
     }
 
     /// The name of the ledger that warehouse and manifests belonged to.
-    fn agreed_name(&self) -> Result<String, Failure> {
+    fn agreed_name(&self, apart: &[PathBuf]) -> Result<String, Failure> {
         let refuse = |place: &Locked, cause: String, remedy: &str| {
             let operation = "rebuild the ledger from";
             Failure::new(Exit::Config, operation, &place.path, cause, remedy)
@@ -231,7 +234,7 @@ impl Roots {
             )),
             // A first start that was killed between the two: nothing was recorded.
             (Some(one), None) | (None, Some(one))
-                if holds_nothing(warehouse)? && holds_nothing(manifests)? =>
+                if holds_nothing(warehouse, apart)? && holds_nothing(manifests, apart)? =>
             {
                 Ok(one)
             }
@@ -248,11 +251,15 @@ impl Roots {
 }
 
 /// Whether there is nothing of ours but a marker.
-fn holds_nothing(place: &Locked) -> Result<bool, Failure> {
+fn holds_nothing(place: &Locked, apart: &[PathBuf]) -> Result<bool, Failure> {
     let failed = |error| Failure::io("look into", &place.path, &error);
     let entries = std::fs::read_dir(&place.path).map_err(failed)?;
     for entry in entries {
-        let name = entry.map_err(failed)?.file_name();
+        let entry = entry.map_err(failed)?;
+        let name = entry.file_name();
+        if apart.contains(&entry.path()) {
+            continue;
+        }
         if !name.as_encoded_bytes().starts_with(b".") && name != "lost+found" {
             return Ok(false);
         }
@@ -273,6 +280,8 @@ struct Rebuild<'a> {
     sources: Vec<SourceEntry>,
     ledger: Lmdb,
     uuid: String,
+    /// Where files lie in the warehouse.
+    tree: Tree,
     /// What is recorded of the warehouse.
     names: Names,
     /// Records on their way into the ledger.
@@ -314,6 +323,7 @@ impl<'a> Rebuild<'a> {
             sources: ledger.sources()?,
             ledger,
             uuid,
+            tree: Tree::new(settings),
             names: Names::default(),
             commit: Commit::default(),
             totals: Totals::default(),

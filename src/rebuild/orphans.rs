@@ -25,6 +25,10 @@ struct Origin {
     placement: Placement,
 }
 
+fn parent(path: &Path) -> &Path {
+    path.parent().unwrap_or(Path::new(""))
+}
+
 /// What is known of the content of other orphans.
 #[derive(Default)]
 struct Adopted {
@@ -38,14 +42,16 @@ impl Rebuild<'_> {
         let mut orphans = Vec::new();
         let (disk, root) = (self.disk, self.warehouse.clone());
         let shown = self.settings.warehouse.clone();
-        let in_partition = |path: &Path| layout::is_partition(walk::first(path));
-        walk::walk(&disk, &root, &shown, in_partition, |path, dir, names| {
-            if path.as_os_str().is_empty() {
+        let tree = &self.tree;
+        let is_data = |path: &Path| tree.is_data(path);
+        let marker = |name: &std::ffi::OsStr| name == layout::MARKER;
+        walk::walk(&disk, &root, &shown, is_data, |path, dir, names| {
+            if tree.partition_depth(path).is_none() {
                 return Ok(());
             }
             for name in names {
                 let placed = path.join(&name);
-                if self.names.contain(&placed) {
+                if self.names.contain(&placed) || marker(&name) {
                     continue;
                 }
                 let seen = disk
@@ -71,7 +77,7 @@ impl Rebuild<'_> {
         let Some(seen) = self.look(&placed)? else {
             return Ok(());
         };
-        let is_aside = !layout::is_partition(walk::first(&placed));
+        let is_aside = self.tree.aside_depth(parent(&placed)).is_some();
         let origin = self.origin(&placed, is_aside, &seen.identity, &digest)?;
         let seq = self.report.next_seq;
         let key = self.key_of(origin.source, &origin.path, &digest, seen.identity.size);
@@ -162,9 +168,12 @@ impl Rebuild<'_> {
         identity: &Identity,
         digest: &Digest,
     ) -> Result<Origin, Failure> {
-        let depth = if is_aside { 2 } else { 1 };
-        let parent = placed.parent().unwrap_or(Path::new(""));
-        let dirs: PathBuf = parent.iter().skip(depth).collect();
+        let parent = parent(placed);
+        let depth = match is_aside {
+            true => self.tree.aside_depth(parent),
+            false => self.tree.partition_depth(parent),
+        };
+        let dirs: PathBuf = parent.iter().skip(depth.unwrap_or(0)).collect();
         let name = name_of(placed);
         let original = layout::original_name(name, digest);
         let mut paths = vec![dirs.join(&original)];
@@ -214,9 +223,12 @@ impl Rebuild<'_> {
     fn set_aside(&mut self, placed: &Path, path: &Path, seq: u64) -> Result<PathBuf, Failure> {
         let shown = self.settings.warehouse.join(placed);
         let failed = |error| Failure::io("set aside", &shown, &error);
+        let depth = self.tree.partition_depth(parent(placed)).unwrap_or(0);
+        let partition: PathBuf = placed.iter().take(depth).collect();
         let base = Path::new(layout::DUPLICATES_DIR)
-            .join(walk::first(placed))
-            .join(path.parent().unwrap_or(Path::new("")));
+            .join(partition)
+            .join(parent(path));
+        let base: PathBuf = base.components().collect();
         let to = dirs::ensure_dir(&self.disk, &self.warehouse, &base).map_err(failed)?;
         let from = self.dir_of(placed)?;
         let from = from.ok_or_else(|| failed(std::io::ErrorKind::NotFound.into()))?;

@@ -1,6 +1,6 @@
 //! Directories, one after another. Uploaders write to some of them: no link is followed, no mount point crossed.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use crate::failure::Failure;
@@ -50,9 +50,4 @@ pub fn walk<D: Disk>(
 fn is_elsewhere(error: &std::io::Error) -> bool {
     use rustix::io::Errno;
     matches!(Errno::from_io_error(error), Some(Errno::LOOP | Errno::XDEV))
-}
-
-/// The first component of a path.
-pub fn first(path: &Path) -> &OsStr {
-    path.iter().next().unwrap_or_default()
 }

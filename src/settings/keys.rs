@@ -13,6 +13,7 @@ use super::choices::{
     Content, CopyMethod, Dedupe, Durability, EmptyPolicy, IoChoice, IoPriority, LeasePolicy,
     LogFormat, LogLevel, Mode, OnDuplicate, ReadMethod,
 };
+use super::layout::{self, TemplateFor};
 use super::{content, rules};
 
 /// Longest time any setting may hold, in seconds: a day. More is a typing error.
@@ -91,6 +92,12 @@ pub enum Kind {
     Suffixes,
     /// Globs for relative paths.
     Globs,
+    /// Text with placeholders.
+    Template(TemplateFor),
+    /// Permissions, in octal digits.
+    FileMode,
+    /// A group's name or number.
+    Group,
 }
 
 fn words<T: ValueEnum>() -> Vec<PossibleValue> {
@@ -321,6 +328,49 @@ pub static KEYS: &[Key] = &[
         "N",
         "Least records of CSV, without the header",
     ),
+    of_source(
+        "partition",
+        Kind::Template(TemplateFor::Partition),
+        &[layout::PARTITION],
+        "TEMPLATE",
+        "Directory beneath the warehouse that files are placed in; {date}, {year}, {month}, {day}, {hour} (UTC), {source}; \
+         empty for none",
+    ),
+    of_source(
+        "placed_name",
+        Kind::Template(TemplateFor::PlacedName),
+        &[layout::PLACED_NAME],
+        "TEMPLATE",
+        "What files are called there: {name}, and {timestamp} (20261123T104501.123) or as for partition",
+    ),
+    of_source(
+        "quarantine_dir",
+        Kind::Template(TemplateFor::QuarantineDir),
+        &[layout::QUARANTINE_DIR],
+        "TEMPLATE",
+        "Directory beneath the warehouse that files are set aside in which break a rule; also {partition}",
+    ),
+    of_source(
+        "claim_dir",
+        Kind::Directory,
+        &[],
+        "DIR",
+        "Directory that a settled file is moved to before it is read, on the filesystem of the input [default: none]",
+    ),
+    of_source(
+        "placed_mode",
+        Kind::FileMode,
+        &[],
+        "MODE",
+        "Permissions that files are placed with: 0640 [default: their own]",
+    ),
+    of_source(
+        "placed_group",
+        Kind::Group,
+        &[],
+        "GROUP",
+        "Group that files are placed with, a name or a number [default: their own]",
+    ),
     of_flow(
         "concurrency",
         Kind::Readers,
@@ -533,6 +583,9 @@ impl Kind {
             }
             Self::Suffixes => Ok(()),
             Self::Globs => rules::glob(text).map(drop),
+            Self::Template(what) => what.check(text),
+            Self::FileMode => layout::mode(text).map(drop),
+            Self::Group => layout::group(text).map(drop),
         }
     }
 

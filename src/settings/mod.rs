@@ -12,6 +12,7 @@ mod choices;
 mod content;
 mod error;
 mod keys;
+mod layout;
 mod overlap;
 mod raw;
 mod resolve;
@@ -35,6 +36,7 @@ pub use keys::{
     BATCH_FILES_MAX, HASH_LANES_MAX, INTERVAL_SECONDS_MIN, KEYS, Key, Kind, READERS_MAX,
     SECONDS_MAX,
 };
+pub use layout::{Field, Layout, Piece, RESERVED_NAMES, Template, TemplateFor};
 pub use raw::{CONFIG_VARIABLE, DISABLE_VARIABLE, RawSettings, Words};
 pub use resolve::{Loaded, Origin, Purpose, Setting};
 pub use rules::IgnoreReason;
@@ -95,6 +97,14 @@ impl Settings {
         self.state_path.join("ledger")
     }
 
+    /// Directories that are none of the warehouse's, and may lie in it all the same.
+    pub fn apart_dirs(&self) -> Vec<PathBuf> {
+        let sources = self.sources.iter();
+        let staging = sources.flat_map(|it| [Some(&it.input), it.claim_dir.as_ref()]);
+        let others = [Some(&self.manifests), Some(&self.state_path)];
+        staging.chain(others).flatten().cloned().collect()
+    }
+
     /// Where a running instance answers `status`.
     pub fn control_socket(&self) -> PathBuf {
         self.state_path.join("control.sock")
@@ -132,6 +142,10 @@ pub struct Source {
     pub on_duplicate: OnDuplicate,
     /// What is expected of the content of its files.
     pub content: ContentRules,
+    /// Where they are placed.
+    pub layout: Layout,
+    /// Where files lie from the moment they are settled until they are placed; `None`: in the input.
+    pub claim_dir: Option<PathBuf>,
 }
 
 /// Suffixes ignored unless `ignore_suffixes` says otherwise.

@@ -6,7 +6,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 
-use super::{Purpose, Settings, SettingsError};
+use super::{Layout, Purpose, Settings, SettingsError};
 
 /// A directory as the kernel sees it, whether it exists yet or not.
 struct Place<'a> {
@@ -18,19 +18,27 @@ struct Place<'a> {
     /// when its end does not exist. A bind mount hides from paths, not from these.
     identities: Vec<(u64, u64)>,
     exists: bool,
-    is_input: bool,
+    kind: Kind,
     /// Whether what lies deeper than the directory itself is its business.
     is_deep: bool,
 }
 
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Input,
+    Warehouse,
+    Other,
+}
+
 /// # Errors
-/// The first two directories that overlap. An input that is not recursive may hold other inputs.
+/// The first two directories that overlap. An input that is not recursive may hold other inputs. The warehouse may hold what
+/// lies beside all that is placed in it, where `partition` is set: so the folders of one flow can lie beside each other.
 pub(super) fn refuse(settings: &Settings, purpose: Purpose) -> Result<(), SettingsError> {
     // Inputs come first: what was given by hand is named before what a default brought along.
     let mut places = Vec::new();
     if purpose == Purpose::Flow {
         places.extend(settings.sources.iter().map(|source| Place {
-            is_input: true,
+            kind: Kind::Input,
             is_deep: source.recursive,
             ..Place::new(
                 format!("the input of source {:?}", source.name),
@@ -39,7 +47,10 @@ pub(super) fn refuse(settings: &Settings, purpose: Purpose) -> Result<(), Settin
         }));
     }
     places.extend([
-        Place::new("the warehouse".into(), &settings.warehouse),
+        Place {
+            kind: Kind::Warehouse,
+            ..Place::new("the warehouse".into(), &settings.warehouse)
+        },
         Place::new("the manifests directory".into(), &settings.manifests),
         Place::new("the state directory".into(), &settings.state_path),
     ]);
@@ -55,7 +66,11 @@ pub(super) fn refuse(settings: &Settings, purpose: Purpose) -> Result<(), Settin
                 )));
             }
             for (outer, inner) in [(a, b), (b, a)] {
-                let is_harmless = outer.is_input && inner.is_input && !outer.is_deep;
+                let is_harmless = match outer.kind {
+                    Kind::Input => inner.kind == Kind::Input && !outer.is_deep,
+                    Kind::Warehouse => outer.keeps_out_of(inner, settings),
+                    Kind::Other => false,
+                };
                 if outer.holds(inner) && !is_harmless {
                     return Err(SettingsError::Overlap(format!(
                         "{} {} is inside {} {}; choose directories beside each other",
@@ -102,7 +117,7 @@ impl<'a> Place<'a> {
             real,
             identities,
             exists,
-            is_input: false,
+            kind: Kind::Other,
             is_deep: true,
         }
     }
@@ -121,6 +136,27 @@ impl<'a> Place<'a> {
             || self
                 .identity()
                 .is_some_and(|identity| inner.identities.contains(identity))
+    }
+
+    /// Whether nothing that is placed in this warehouse can come to lie in `inner`.
+    fn keeps_out_of(&self, inner: &Self, settings: &Settings) -> bool {
+        let Ok(beneath) = inner.real.strip_prefix(&self.real) else {
+            return false;
+        };
+        let first = beneath.components().next();
+        let Some(name) = first.and_then(|first| first.as_os_str().to_str()) else {
+            return false;
+        };
+        let usual = Layout::default();
+        let taken = settings.sources.iter().any(|source| {
+            let layout = &source.layout;
+            // Who has partitions by date did not mean to lay out folders.
+            layout.partition == usual.partition
+                || [&layout.partition, &layout.quarantine_dir]
+                    .iter()
+                    .any(|template| template.may_begin_with(name))
+        });
+        !taken && !name.starts_with('_') && !name.starts_with(".ringest")
     }
 
     fn shown(&self) -> String {

@@ -138,6 +138,9 @@ impl File {
                 for (index, block) in blocks.iter().enumerate() {
                     file.sources.push(Block::parse(path, index + 1, block)?);
                 }
+            } else if name == "name" && value.as_str().is_some_and(|it| it.contains("{name}")) {
+                file.words
+                    .insert("placed_name", words(path, "placed_name", false, value)?);
             } else if let Some(key) = Key::named(name) {
                 file.words
                     .insert(key.name, words(path, key.name, key.kind.is_list(), value)?);
@@ -174,6 +177,11 @@ impl Block {
             match (key.as_str(), Key::named(key)) {
                 ("name", _) => {
                     let text = value.as_str().unwrap_or_default();
+                    // No source is called so: it says how files are called.
+                    if text.contains("{name}") {
+                        given.insert("placed_name", vec![text.into()]);
+                        continue;
+                    }
                     if text.is_empty() || text.contains(char::is_control) {
                         return Err(malformed("its name is a text of visible characters"));
                     }

@@ -13,8 +13,8 @@ use serde_json::Value;
 use super::keys::absolute;
 use super::raw::{Block, DISABLE_VARIABLE, Environment, File, RawSettings, Words};
 use super::{
-    Content, ContentRules, CsvRules, Disable, Key, Settings, SettingsError, Source, content,
-    overlap, rules,
+    Content, ContentRules, CsvRules, Disable, Key, Layout, Settings, SettingsError, Source,
+    content, layout, overlap, rules,
 };
 
 /// Who gave a setting its value.
@@ -324,7 +324,18 @@ impl Merged {
             lease: of_source("lease")?.parse()?,
             dedupe: of_source("dedupe")?.parse()?,
             on_duplicate: of_source("on_duplicate")?.parse()?,
-            content: content_rules(of_source)?,
+            content: content_rules(&mut of_source)?,
+            layout: Layout {
+                partition: of_source("partition")?.parse()?,
+                placed_name: of_source("placed_name")?.parse()?,
+                quarantine_dir: of_source("quarantine_dir")?.parse()?,
+                placed_mode: of_source("placed_mode")?.optional(layout::mode)?,
+                placed_group: of_source("placed_group")?.optional(layout::group)?,
+            },
+            claim_dir: of_source("claim_dir")?
+                .words
+                .first()
+                .map(|word| absolute(Path::new(word))),
             input: path,
             name,
         })
@@ -435,6 +446,16 @@ impl Found {
         let text = self.texts().next().unwrap_or_default();
         text.parse()
             .map_err(|cause: T::Err| self.wrong(text.into(), cause.to_string()))
+    }
+
+    /// The value, if one was given.
+    fn optional<T>(
+        &self,
+        value: impl Fn(&str) -> Result<T, String>,
+    ) -> Result<Option<T>, SettingsError> {
+        let text = self.texts().next();
+        text.map(|text| value(text).map_err(|cause| self.wrong(text.into(), cause)))
+            .transpose()
     }
 
     fn bytes(&self) -> Result<u64, SettingsError> {

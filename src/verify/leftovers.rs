@@ -74,7 +74,8 @@ pub fn warehouse(
             return Next::Skip;
         }
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            return Next::Descend;
+            let apart = scope.apart.contains(&root.join(path));
+            return if apart { Next::Skip } else { Next::Descend };
         }
         if !names.contain(path) {
             unknown.push(path.to_path_buf());

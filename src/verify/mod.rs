@@ -45,6 +45,8 @@ pub struct Scope<'a> {
     pub warehouse: &'a Path,
     /// Root of the manifests.
     pub manifests: &'a Path,
+    /// Directories in the warehouse that are none of its own: staging, manifests, state.
+    pub apart: &'a [PathBuf],
     /// Whether every file is read and hashed.
     pub deep: bool,
     /// Whether an instance runs, so that unfinished work is nothing to wonder about.

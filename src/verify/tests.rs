@@ -238,6 +238,7 @@ impl Site {
         let scope = Scope {
             warehouse: &self.warehouse(),
             manifests: &self.manifests(),
+            apart: &[],
             deep,
             running,
         };
@@ -552,9 +553,7 @@ fn an_intent_is_pending_whether_its_file_is_placed_or_not() {
     site.place(&intent, 11);
     site.assert_sound();
     // An undo sets it aside.
-    let partition = layout::partition(intent.time_micros);
-    let aside = layout::changed_path(&partition, &intent.path, 11);
-    let aside = site.warehouse().join(aside);
+    let aside = site.warehouse().join(layout::changed_path(&intent));
     fs::create_dir_all(aside.parent().unwrap()).unwrap();
     fs::rename(site.warehouse().join(&intent.placed), aside).unwrap();
     site.assert_sound();
@@ -683,6 +682,7 @@ fn a_ledger_that_went_on_since_the_snapshot_is_sound() {
     let scope = Scope {
         warehouse: &site.warehouse(),
         manifests: &site.manifests(),
+        apart: &[],
         deep: true,
         running: true,
     };

@@ -186,9 +186,7 @@ impl Names {
 
     /// Adds what an intent may leave: the file at its place, or where an undo sets it aside.
     pub fn add_intent(&mut self, intent: &Arrival) {
-        let partition = layout::partition(intent.time_micros);
-        let aside = layout::changed_path(&partition, &intent.path, intent.seq);
-        self.newer.insert(hash(&aside));
+        self.newer.insert(hash(&layout::changed_path(intent)));
         self.add_newer(intent);
     }
 

@@ -8,6 +8,7 @@ mod duplicates;
 mod finding;
 mod formats;
 mod hostile;
+mod layout;
 mod methods;
 mod placing;
 mod readers;

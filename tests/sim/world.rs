@@ -23,7 +23,7 @@ use ringest::pipeline::read::digest;
 use ringest::pipeline::record::{KeptSet, Place, Recorder, RecorderParts, Recovery, layout};
 use ringest::pipeline::{Candidate, Copied, Fate, Finding, Input, Proof, Staged, Ticket, Verdicts};
 use ringest::settings::{
-    ContentRules, Dedupe, EmptyPolicy, LeasePolicy, Mode, OnDuplicate, Source,
+    ContentRules, Dedupe, EmptyPolicy, Layout, LeasePolicy, Mode, OnDuplicate, Source,
 };
 
 use crate::check::{self, Brought, Checked, Memory};
@@ -275,6 +275,17 @@ fn input(image: &Image, config: &Config, dummies: &Dummies, number: u16) -> Inpu
             dedupe: source.dedupe,
             on_duplicate: source.on_duplicate,
             content: ContentRules::default(),
+            layout: match number {
+                // Every second one keeps an archive with times, and what is bad beside it.
+                2 => Layout {
+                    partition: "archive".parse().expect("a template"),
+                    placed_name: "{name}.{timestamp}".parse().expect("a template"),
+                    quarantine_dir: "returns".parse().expect("a template"),
+                    ..Layout::default()
+                },
+                _ => Layout::default(),
+            },
+            claim_dir: None,
         },
         dir: dummies.null.clone(),
         root: image.stat(image.roots[&role]),

@@ -18,7 +18,7 @@ use crate::io::read_engine::End;
 use crate::io::{FileStat, direct, stat};
 use crate::pipeline::Copied;
 use crate::pipeline::record::layout;
-use crate::settings::CopyMethod;
+use crate::settings::{CopyMethod, Layout};
 use crate::trial::points;
 
 use super::method::Methods;
@@ -401,8 +401,14 @@ impl CopyTarget {
         write_all_at(&self.fd, &bytes[start..end], offset + start as u64)
     }
 
-    /// Gives the copy what its source has beside its bytes: size, attributes, owner where allowed, mode and times.
-    pub fn finish(mut self, source_fd: impl AsFd, source: &FileStat) -> io::Result<Copied<Handle>> {
+    /// Gives the copy what its source has beside its bytes: size, attributes, owner where allowed, mode and times; and what
+    /// `layout` says instead.
+    pub fn finish(
+        mut self,
+        source_fd: impl AsFd,
+        source: &FileStat,
+        layout: &Layout,
+    ) -> io::Result<Copied<Handle>> {
         self.give_up_direct()?;
         // Without the last hole, or with the rest of the last block.
         if stat::stat_fd(&self.fd)?.identity.size != self.size {
@@ -421,6 +427,7 @@ impl CopyTarget {
             }
         }
         rustix::fs::fchmod(&self.fd, Mode::from_raw_mode(source.mode & 0o777))?;
+        set_access(&self.fd, &stat::stat_fd(&self.fd)?, layout)?;
         let mtime = Timespec {
             tv_sec: source.identity.mtime.seconds,
             tv_nsec: source.identity.mtime.nanos.into(),
@@ -477,6 +484,20 @@ impl Pipe {
             busy: false,
         })
     }
+}
+
+/// Gives a file the permissions and the group that `layout` says, if it has others. Returns whether it had.
+pub fn set_access(file: impl AsFd, seen: &FileStat, layout: &Layout) -> io::Result<bool> {
+    let group = layout.placed_group.filter(|&group| group != seen.gid);
+    let mode = layout.placed_mode.unwrap_or(seen.mode & 0o777);
+    if let Some(group) = group {
+        rustix::fs::fchown(&file, None, Some(rustix::fs::Gid::from_raw(group)))?;
+    }
+    let other = mode != seen.mode & 0o777;
+    if other {
+        rustix::fs::fchmod(&file, Mode::from_raw_mode(mode))?;
+    }
+    Ok(group.is_some() || other)
 }
 
 /// Whether an error says that two filesystems, or this kernel, do not know a way to copy.
@@ -616,7 +637,7 @@ mod tests {
         let mut content = vec![0; seen.identity.size as usize];
         source.read_exact_at(&mut content, 0).unwrap();
         target.write(&content, 0).unwrap();
-        let copy = target.finish(&source, &seen).unwrap();
+        let copy = target.finish(&source, &seen, &Layout::default()).unwrap();
         assert_eq!(copy.identity.size, seen.identity.size);
         let mut copied = vec![1; content.len()];
         assert_eq!(

@@ -456,6 +456,9 @@ impl Reader {
         if before.links > 1 {
             return Err(again(Duration::from_secs(1), Waiting::Links));
         }
+        if !(input.copy || candidate.copy) {
+            before = set_access(candidate, &file, before)?;
+        }
         if !file.has_lease() {
             before = self.pin_without_lease(candidate, &file, before)?;
         }
@@ -925,10 +928,11 @@ impl Reader {
         let whole = match file.leaving.take() {
             Some(leave) => Err(leave),
             None => check_whole(&self.shared, &file).and_then(|sidecar| {
+                let layout = &file.candidate.input.settings.layout;
                 let copy = file
                     .copy
                     .take()
-                    .map(|copy| copy.finish(&file.file, &file.before));
+                    .map(|copy| copy.finish(&file.file, &file.before, layout));
                 let copy = copy.transpose();
                 Ok((
                     sidecar,
@@ -980,6 +984,27 @@ impl Reader {
         governor.count(FILE_WORK);
         // A closed queue: the recorder is gone, and the ticket says so.
         let _ = (self.shared.staged).push_telling(staged, |rest| governor.held_back(rest));
+    }
+}
+
+/// Gives a file that will be renamed the permissions and the group that it is to have there. Who may not do that makes a copy.
+fn set_access(candidate: &Candidate, file: &Handle, before: FileStat) -> Result<FileStat, Leave> {
+    match copy::set_access(file, &before, &candidate.input.settings.layout) {
+        Ok(false) => return Ok(before),
+        Ok(true) => {}
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            return Err(Leave::With(Fate::NeedsCopy));
+        }
+        Err(error) => return Err(Leave::Failed("set permissions or group of", error)),
+    }
+    let after = stat::stat_fd(file).map_err(|error| Leave::Failed("look at", error))?;
+    let same = Identity {
+        ctime: after.identity.ctime,
+        ..before.identity
+    };
+    match after.identity == same {
+        true => Ok(after),
+        false => Err(changed()),
     }
 }
 

@@ -119,6 +119,8 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
                 _ if staged.copy.is_some() => Placement::Copy,
                 _ => Placement::Rename,
             };
+            let source = &staged.candidate.input.settings;
+            let aside = layout::quarantine_dir(source, time_micros);
             let mut arrival = Arrival {
                 seq: self.next_seq,
                 source: staged.candidate.input.id,
@@ -136,10 +138,10 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
                 },
                 time_micros,
                 counts: staged.counts,
-                aside: None,
+                aside: (aside != layout::default_quarantine_dir(time_micros)).then_some(aside),
             };
             if placement != Placement::None {
-                match self.choose_name(dirs, &arrival, &mut taken)? {
+                match self.choose_name(dirs, source, &arrival, &mut taken)? {
                     Ok(placed) => arrival.placed = placed,
                     Err((error, path)) => {
                         let fate = fate_of(&error, "make a place for", &path);
@@ -168,17 +170,17 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
     fn choose_name(
         &self,
         dirs: &mut BatchDirs<D>,
+        source: &Source,
         arrival: &Arrival,
         taken: &mut HashSet<PathBuf>,
     ) -> Result<Result<PathBuf, (io::Error, PathBuf)>, Failure> {
-        let partition = layout::partition(arrival.time_micros);
-        let base = match &arrival.outcome {
-            Outcome::Ingest => partition,
-            Outcome::Duplicate { .. } => Path::new(layout::DUPLICATES_DIR).join(partition),
-            Outcome::Quarantine { .. } => Path::new(layout::QUARANTINE_DIR).join(partition),
+        let (path, time) = (&arrival.path, arrival.time_micros);
+        let path = match &arrival.outcome {
+            Outcome::Ingest => layout::new_path(source, path, time),
+            Outcome::Duplicate { .. } => layout::duplicates_dir(source, time).join(path),
+            Outcome::Quarantine { .. } => layout::quarantine_dir(source, time).join(path),
         };
-        let base = base.join(arrival.path.parent().unwrap_or(Path::new("")));
-        let name = arrival.path.file_name().unwrap_or(OsStr::new("_"));
+        let (base, name) = (super::place::parent(&path), super::place::name_of(&path));
         let dir = match self.dir_of(dirs, Root::Warehouse, &base.join(name), true)? {
             Ok(dir) => dir,
             Err(error) => return Ok(Err((error, self.warehouse.path.join(base)))),

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
-use crate::ledger::Digest;
+use crate::ledger::{Arrival, Digest};
+use crate::settings::{Field, Piece, Source, Template};
 
 /// Temporary files of copies, on filesystems without unnamed files. Swept at every start.
 pub const TMP_DIR: &str = "_tmp";
@@ -27,7 +28,130 @@ const EXTENSION_BYTES_MAX: usize = 64;
 const REASON_SUFFIX: &str = ".reason.json";
 const MICROS_PER_HOUR: i64 = 3_600_000_000;
 
-/// The date partition of a time.
+/// Where new content of a source is placed, beneath the warehouse.
+pub fn ingest_dir(source: &Source, time_micros: i64) -> PathBuf {
+    let filled = Filling::new(&source.name, time_micros).fill(&source.layout.partition);
+    filled.into()
+}
+
+/// Where its duplicates are set aside.
+pub fn duplicates_dir(source: &Source, time_micros: i64) -> PathBuf {
+    // Without its end, if there are no partitions.
+    let dir = Path::new(DUPLICATES_DIR).join(ingest_dir(source, time_micros));
+    dir.components().collect()
+}
+
+/// Where its bad files are set aside.
+pub fn quarantine_dir(source: &Source, time_micros: i64) -> PathBuf {
+    let partition = ingest_dir(source, time_micros);
+    let filled = Filling {
+        partition: partition.as_os_str().as_bytes(),
+        ..Filling::new(&source.name, time_micros)
+    };
+    let filled = PathBuf::from(filled.fill(&source.layout.quarantine_dir));
+    filled.components().collect()
+}
+
+/// Where a path beneath an input goes beneath `base`. In the warehouse's own directory names that begin with a `_` are
+/// ringest's: they get another one.
+pub fn beneath(base: &Path, path: &Path) -> PathBuf {
+    let own = path.as_os_str().as_bytes().starts_with(b"_");
+    if !base.as_os_str().is_empty() || !own {
+        return base.join(path);
+    }
+    let mut cleared = OsString::from("_");
+    cleared.push(path);
+    cleared.into()
+}
+
+/// Where new content of a source that came as `path` goes, if that name is free.
+pub fn new_path(source: &Source, path: &Path, time_micros: i64) -> PathBuf {
+    let name = path.file_name().unwrap_or(OsStr::new("_"));
+    let path = path.with_file_name(placed_name(source, name, time_micros));
+    beneath(&ingest_dir(source, time_micros), &path)
+}
+
+/// What new content that came as `name` is called in the warehouse.
+pub fn placed_name(source: &Source, name: &OsStr, time_micros: i64) -> OsString {
+    let template = &source.layout.placed_name;
+    if template.pieces() == [Piece::Field(Field::Name)] {
+        return name.to_os_string();
+    }
+    let filled = |name: &[u8]| {
+        let filling = Filling {
+            name,
+            ..Filling::new(&source.name, time_micros)
+        };
+        filling.fill(template)
+    };
+    let name = name.as_bytes();
+    let whole = filled(name);
+    let over = whole.len().saturating_sub(NAME_BYTES_MAX);
+    match over {
+        0 => whole,
+        _ => filled(cut(name, name.len().saturating_sub(over).max(1))),
+    }
+}
+
+/// What placeholders stand for.
+struct Filling<'a> {
+    source: &'a str,
+    time: jiff::Zoned,
+    name: &'a [u8],
+    partition: &'a [u8],
+}
+
+impl<'a> Filling<'a> {
+    fn new(source: &'a str, time_micros: i64) -> Filling<'a> {
+        Filling {
+            source,
+            time: timestamp(time_micros).to_zoned(TimeZone::UTC),
+            name: b"",
+            partition: b"",
+        }
+    }
+
+    fn fill(&self, template: &Template) -> OsString {
+        use std::io::Write;
+        let mut filled = Vec::new();
+        let time = &self.time;
+        for piece in template.pieces() {
+            let written = match piece {
+                Piece::Text(text) => filled.write_all(text.as_bytes()),
+                Piece::Field(Field::Date) => {
+                    let (year, month, day) = (time.year(), time.month(), time.day());
+                    write!(filled, "{year:04}-{month:02}-{day:02}")
+                }
+                Piece::Field(Field::Year) => write!(filled, "{:04}", time.year()),
+                Piece::Field(Field::Month) => write!(filled, "{:02}", time.month()),
+                Piece::Field(Field::Day) => write!(filled, "{:02}", time.day()),
+                Piece::Field(Field::Hour) => write!(filled, "{:02}", time.hour()),
+                Piece::Field(Field::Timestamp) => {
+                    let seconds = time.strftime("%Y%m%dT%H%M%S");
+                    write!(filled, "{seconds}.{:03}", time.millisecond())
+                }
+                Piece::Field(Field::Source) => {
+                    filled.write_all(source_component(self.source).as_bytes())
+                }
+                Piece::Field(Field::Name) => filled.write_all(self.name),
+                Piece::Field(Field::Partition) => filled.write_all(self.partition),
+            };
+            written.expect("memory takes what is written to it");
+        }
+        OsString::from_vec(filled)
+    }
+}
+
+/// A source's name as a directory: those that may be paths, or ringest's own, are none.
+pub fn source_component(name: &str) -> String {
+    let name = name.replace('/', "_");
+    match name.starts_with(['.', '_']) {
+        true => format!("source{name}"),
+        false => name,
+    }
+}
+
+/// The date partition of a time, of the default layout.
 pub fn partition(time_micros: i64) -> PathBuf {
     let date = timestamp(time_micros).to_zoned(TimeZone::UTC).date();
     format!(
@@ -152,14 +276,21 @@ pub fn reason_name(name: &OsStr) -> OsString {
     with_suffix(name, REASON_SUFFIX)
 }
 
+/// Where bad files are set aside by the default layout.
+pub fn default_quarantine_dir(time_micros: i64) -> PathBuf {
+    Path::new(QUARANTINE_DIR).join(partition(time_micros))
+}
+
 /// Where a file goes that changed after it was placed and whose own name is taken again. A pure function of the
 /// arrival, so that recovery knows where to look.
-pub fn changed_path(partition: &Path, path: &Path, seq: u64) -> PathBuf {
-    let name = numbered(path.file_name().unwrap_or_default(), seq);
-    Path::new(QUARANTINE_DIR)
-        .join(partition)
-        .join(path.parent().unwrap_or(Path::new("")))
-        .join(name)
+pub fn changed_path(arrival: &Arrival) -> PathBuf {
+    let path = &arrival.path;
+    let name = numbered(path.file_name().unwrap_or_default(), arrival.seq);
+    let base = match &arrival.aside {
+        Some(aside) => aside.clone(),
+        None => default_quarantine_dir(arrival.time_micros),
+    };
+    base.join(path.parent().unwrap_or(Path::new(""))).join(name)
 }
 
 /// The name a file takes in its own directory on its way out, so that what is unlinked is what was meant.

@@ -280,7 +280,7 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
             }
             // Its name is taken again, its directory went, or it was never there: a copy on another filesystem.
             Err(_) => {
-                let aside = self.changed_path(&arrival);
+                let aside = layout::changed_path(&arrival);
                 touched.insert((Root::Warehouse, parent(&aside)));
                 // What was quarantined for another reason may be there already.
                 if arrival.placed != aside {
@@ -324,12 +324,6 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
                 .into(),
             position: Position::default(),
         };
-    }
-
-    /// Where an arrival goes whose placement is undone while its own name is taken.
-    pub(super) fn changed_path(&self, arrival: &Arrival) -> PathBuf {
-        let partition = layout::partition(arrival.time_micros);
-        layout::changed_path(&partition, &arrival.path, arrival.seq)
     }
 
     /// Renames between roots, in directories that are made where they lie in the warehouse. The inner error is that of

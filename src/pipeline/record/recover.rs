@@ -243,7 +243,7 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
                 moved => return moved.map_err(failed),
             }
             // A second name would keep it from being recorded, or wait in staging for ever once it was set aside.
-            for twin in [&intent.placed, &self.changed_path(intent)] {
+            for twin in [&intent.placed, &layout::changed_path(intent)] {
                 let seen = self.look(dirs, Root::Warehouse, twin)?;
                 if seen.is_some_and(ours) && !mutants::on("hidden_twin_left") {
                     let dir = self.dir_of(dirs, root, &hidden, false)?.map_err(failed)?;
@@ -262,7 +262,7 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
         intent: &Arrival,
         touched: &mut BTreeSet<(Root, PathBuf)>,
     ) -> Result<(), Failure> {
-        let aside = self.changed_path(intent);
+        let aside = layout::changed_path(intent);
         if aside == intent.placed || mutants::on("set_aside_file_left_at_destination") {
             return Ok(());
         }
@@ -320,7 +320,7 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
             Some(_) if self.holds_digest(dirs, intent, held)? => AtDestination::Good,
             Some(_) => AtDestination::Bad,
         };
-        let aside = self.changed_path(intent);
+        let aside = layout::changed_path(intent);
         // What is quarantined for another reason may have that very name; then nothing needs to be moved.
         let set_aside =
             aside != intent.placed && self.look(dirs, Root::Warehouse, &aside)?.is_some();
@@ -418,7 +418,7 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
                 "undone"
             }
             Action::FinishSetAside => {
-                let aside = self.changed_path(&arrival);
+                let aside = layout::changed_path(&arrival);
                 let seen = self.look(dirs, Root::Warehouse, &aside)?;
                 self.set_aside(item, aside, seen);
                 recovery.undone += 1;

@@ -184,6 +184,7 @@ impl Site {
             Scope {
                 warehouse: &self.path("warehouse"),
                 manifests: &self.path("manifests"),
+                apart: &[],
                 deep: true,
                 running: false,
             },
