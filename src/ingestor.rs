@@ -8,7 +8,7 @@
 //! Ending runs down the flow: discovery closes the queue of candidates, the readers finish and end, the queue of staged
 //! files is closed, the recorder finishes and closes the session.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
@@ -36,6 +36,7 @@ use crate::pipeline::record::{Finished, KeptSet, Place, Recorder, RecorderParts}
 use crate::pipeline::{Candidate, Staged, Verdicts};
 use crate::session::{self, Session, Suspicion};
 use crate::settings::{Durability, IoChoice, IoPriority, Settings};
+use crate::trial::points;
 
 /// Settled files that wait for a reader at most.
 const QUEUE_FILES: usize = 4096;
@@ -164,6 +165,7 @@ impl Flow {
                 warehouse: place(&session.warehouse),
                 manifests: place(&session.manifests),
                 inputs: input_dirs(&session),
+                claimed_from: claimed_from(&session),
                 sources: session.sources.clone(),
                 kept: Arc::clone(&kept),
                 metrics: Arc::clone(&metrics),
@@ -177,6 +179,16 @@ impl Flow {
         let recovery = recorder.recover(&session.opening)?;
         if !session.opening.clean || recovery != events::Recovered::default() {
             events::recovery_summary(&recovery);
+        }
+        // What is still to be done there is done; what could not be waits where it is.
+        let owed = recorder.owed_paths()?;
+        for input in &session.inputs {
+            if let Some(claims) = &input.claim {
+                let nothing = HashSet::new();
+                let returned = claims.give_all_back(owed.get(&input.id).unwrap_or(&nothing))?;
+                points::reached("claims_returned");
+                events::claims_returned(&claims.path, &claims.input_path, returned);
+            }
         }
         let suspicion = session.suspicion.map(Suspicion::until_now);
         recorder.begin_session()?;
@@ -560,8 +572,20 @@ fn input_dirs(session: &Session) -> HashMap<SourceId, Arc<std::os::fd::OwnedFd>>
     session
         .inputs
         .iter()
-        .map(|input| (input.id, Arc::clone(&input.dir)))
+        .map(|input| {
+            let claim = input.claim.as_ref();
+            let dir = claim.map_or(&input.dir, |claim| &claim.dir);
+            (input.id, Arc::clone(dir))
+        })
         .chain(session.former.iter().cloned())
+        .collect()
+}
+
+/// Inputs whose files lie in a claim directory when they are recorded.
+fn claimed_from(session: &Session) -> HashMap<SourceId, Arc<std::os::fd::OwnedFd>> {
+    let claiming = session.inputs.iter().filter(|input| input.claim.is_some());
+    claiming
+        .map(|input| (input.id, Arc::clone(&input.dir)))
         .collect()
 }
 

@@ -13,14 +13,15 @@ use serde::{Deserialize, Serialize};
 
 use crate::failure::{Exit, Failure};
 use crate::io::open::SyncFailed;
-use crate::io::{Timestamp, clock, lock, open, probe, stat};
+use crate::io::{RealDisk, Timestamp, clock, lock, open, probe, stat};
 use crate::ledger::lmdb::Lmdb;
 use crate::ledger::{Ledger, Opening, SourceEntry, SourceId};
 use crate::observe::events;
 use crate::observe::hlog::Hlog;
 use crate::pipeline::Input;
+use crate::pipeline::claim::ClaimDir;
 use crate::pipeline::record::layout;
-use crate::settings::{Durability, LeasePolicy, Settings};
+use crate::settings::{Durability, LeasePolicy, Settings, Source};
 use crate::trial::{mutants, points};
 
 /// File in the state directory that says that the page cache is not to be trusted.
@@ -67,7 +68,14 @@ impl Session {
         let roles = settings
             .sources
             .iter()
-            .map(|source| (source.input.as_path(), "input"))
+            .flat_map(|source| {
+                let claims = source.claim_dir.as_deref();
+                [
+                    Some((source.input.as_path(), "input")),
+                    claims.map(|path| (path, "claims")),
+                ]
+            })
+            .flatten()
             .chain([
                 (settings.warehouse.as_path(), "warehouse"),
                 (settings.manifests.as_path(), "manifests"),
@@ -80,8 +88,10 @@ impl Session {
         }
         let state = lock(&settings.state_path)?;
         let mut roots = Vec::new();
+        let mut claims = Vec::new();
         for source in &settings.sources {
             roots.push(lock(&source.input)?);
+            claims.push(source.claim_dir.as_deref().map(lock).transpose()?);
         }
         let warehouse = lock(&settings.warehouse)?;
         let manifests = lock(&settings.manifests)?;
@@ -130,7 +140,7 @@ impl Session {
         for place in [&warehouse, &manifests] {
             syncfs &= trusts_syncfs(&place.path)?;
         }
-        for (source, root) in settings.sources.iter().zip(roots) {
+        for ((source, root), claims) in settings.sources.iter().zip(roots).zip(claims) {
             let id = ledger.source_id(&source.name, &source.input)?;
             let failed = |error: io::Error| config("use the input", &source.input, &error);
             let kind = probe::filesystem(&source.input).map_err(failed)?;
@@ -140,6 +150,9 @@ impl Session {
                 && !settings.disable.lease
                 && !kind.network
                 && !kind.overlay;
+            let claim = claims
+                .map(|claims| claim_dir(source, &root, claims))
+                .transpose()?;
             inputs.push(Arc::new(Input {
                 id,
                 settings: source.clone(),
@@ -148,6 +161,7 @@ impl Session {
                 leases,
                 inotify: !settings.disable.inotify && !kind.network,
                 copy: !probe::rename_works(&source.input, &settings.warehouse).map_err(failed)?,
+                claim,
             }));
         }
         let sources = ledger.sources()?;
@@ -166,6 +180,34 @@ impl Session {
         };
         Ok((session, ledger))
     }
+}
+
+/// The claim directory of a source, to which a rename has to work.
+fn claim_dir(source: &Source, root: &Locked, claims: Locked) -> Result<Arc<ClaimDir>, Failure> {
+    let failed = |error: io::Error| config("use the claim directory", &claims.path, &error);
+    if !probe::rename_works(&source.input, &claims.path).map_err(failed)? {
+        return Err(Failure::new(
+            Exit::Config,
+            "use the claim directory",
+            &claims.path,
+            format!(
+                "files cannot be renamed to it from {}",
+                source.input.display()
+            ),
+            "choose one on the same filesystem (and mount) as the input",
+        ));
+    }
+    Ok(Arc::new(ClaimDir {
+        disk: RealDisk {
+            durable: false,
+            syncfs: false,
+            lease_signal: None,
+        },
+        input: Arc::clone(&root.dir),
+        input_path: source.input.clone(),
+        dir: claims.dir,
+        path: claims.path,
+    }))
 }
 
 pub(crate) fn trusts_syncfs(path: &Path) -> Result<bool, Failure> {

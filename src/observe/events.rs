@@ -254,6 +254,18 @@ pub fn directory_made(path: &Path, role: &str) {
     );
 }
 
+/// What an unclean end had left in a claim directory is back in its input.
+pub fn claims_returned(path: &Path, input: &Path, files: u64) {
+    if files > 0 {
+        info!(
+            event = "claims_returned",
+            path = &*path.to_string_lossy(),
+            input = &*input.to_string_lossy(),
+            files
+        );
+    }
+}
+
 /// What an instance starts with.
 #[derive(Debug, Clone, Copy)]
 pub struct Started<'a> {

@@ -7,6 +7,7 @@
 //!     └───────────Verdict─────────────┴─────────────────┘
 //! ```
 
+pub mod claim;
 pub mod discover;
 pub mod queue;
 pub mod read;
@@ -20,6 +21,8 @@ use std::time::{Duration, Instant};
 use crate::io::{FileStat, Identity};
 use crate::ledger::{Counts, Digest, Position, SourceId};
 use crate::settings::Source;
+
+use claim::{Claim, ClaimDir};
 
 /// A staging directory in use.
 #[derive(Debug)]
@@ -38,6 +41,8 @@ pub struct Input {
     pub inotify: bool,
     /// Whether its files must be copied, because a rename into the warehouse does not work.
     pub copy: bool,
+    /// Where its files are moved before they are read.
+    pub claim: Option<Arc<ClaimDir>>,
 }
 
 impl Input {
@@ -206,6 +211,8 @@ pub struct Ticket {
     source: SourceId,
     path: Arc<Path>,
     verdicts: Arc<Verdicts>,
+    /// Given back before anybody hears that the file is not taken.
+    claim: Option<Claim>,
     open: bool,
 }
 
@@ -219,7 +226,31 @@ impl Ticket {
             source,
             path,
             verdicts,
+            claim: None,
             open: true,
+        }
+    }
+
+    /// Moves the file to its claim directory, if it has one. Whether it was moved.
+    ///
+    /// # Errors
+    /// Of the move.
+    pub fn claim(&mut self, claims: Option<&Arc<ClaimDir>>) -> std::io::Result<bool> {
+        self.claim = claims.map(|claims| claims.take(&self.path)).transpose()?;
+        Ok(self.claim.is_some())
+    }
+
+    /// What became of it, once it is back if it was claimed and is not taken.
+    fn end(&mut self, fate: Fate) -> Fate {
+        self.open = false;
+        let given_back = match (self.claim.take(), &fate) {
+            (None, _) | (_, Fate::Done) => false,
+            (Some(claim), _) => claim.give_back(),
+        };
+        match fate {
+            // That is heard of as if its writer were done with it.
+            Fate::Again { after, .. } if given_back => Fate::TakenBack { after },
+            fate => fate,
         }
     }
 
@@ -232,7 +263,7 @@ impl Ticket {
     pub fn close_all(tickets: impl IntoIterator<Item = (Ticket, Fate)>) {
         let mut verdicts = None;
         let told = tickets.into_iter().map(|(mut ticket, fate)| {
-            ticket.open = false;
+            let fate = ticket.end(fate);
             verdicts.get_or_insert_with(|| Arc::clone(&ticket.verdicts));
             (ticket.source, Arc::clone(&ticket.path), fate)
         });
@@ -246,10 +277,10 @@ impl Ticket {
 impl Drop for Ticket {
     fn drop(&mut self) {
         if self.open {
-            let fate = Fate::Again {
+            let fate = self.end(Fate::Again {
                 after: DROPPED_REST,
                 why: Waiting::Turn,
-            };
+            });
             let verdict = (self.source, Arc::clone(&self.path), fate);
             self.verdicts.give([verdict]);
         }

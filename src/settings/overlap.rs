@@ -46,6 +46,14 @@ pub(super) fn refuse(settings: &Settings, purpose: Purpose) -> Result<(), Settin
             )
         }));
     }
+    if purpose == Purpose::Flow {
+        let claims = settings.sources.iter().filter_map(|source| {
+            let path = source.claim_dir.as_ref()?;
+            let what = format!("the claim_dir of source {:?}", source.name);
+            Some(Place::new(what, path))
+        });
+        places.extend(claims);
+    }
     places.extend([
         Place {
             kind: Kind::Warehouse,
@@ -156,7 +164,7 @@ impl<'a> Place<'a> {
                     .iter()
                     .any(|template| template.may_begin_with(name))
         });
-        !taken && !name.starts_with('_') && !name.starts_with(".ringest")
+        !taken && !name.starts_with('_') && !name.starts_with(".ringest-")
     }
 
     fn shown(&self) -> String {

@@ -13,8 +13,8 @@ use serde_json::Value;
 use super::keys::absolute;
 use super::raw::{Block, DISABLE_VARIABLE, Environment, File, RawSettings, Words};
 use super::{
-    Content, ContentRules, CsvRules, Disable, Key, Layout, Settings, SettingsError, Source,
-    content, layout, overlap, rules,
+    Content, ContentRules, CsvRules, Disable, Key, Layout, Mode, OnDuplicate, Settings,
+    SettingsError, Source, content, layout, overlap, rules,
 };
 
 /// Who gave a setting its value.
@@ -309,8 +309,29 @@ impl Merged {
             self.show(&found, Some(&name));
             Ok::<_, SettingsError>(found)
         };
+        let claims = of_source("claim_dir")?;
+        let claim_dir = claims.words.first().map(|word| {
+            let own = crate::pipeline::record::layout::source_component(&name);
+            let path = word.to_str().map(|word| word.replace("{source}", &own));
+            absolute(path.as_deref().map_or(Path::new(word), Path::new))
+        });
+        let mode = of_source("mode")?.parse()?;
+        let on_duplicate = of_source("on_duplicate")?.parse()?;
+        if claim_dir.is_some() {
+            let shown = claims.words[0].to_string_lossy();
+            if mode == Mode::Sidecar {
+                let cause = "sidecars are looked for in the input; use another mode with it".into();
+                return Err(claims.wrong(shown, cause));
+            }
+            if on_duplicate == OnDuplicate::Keep {
+                let cause =
+                    "what is kept stays in the input; on_duplicate is move or delete with it"
+                        .into();
+                return Err(claims.wrong(shown, cause));
+            }
+        }
         Ok(Source {
-            mode: of_source("mode")?.parse()?,
+            mode,
             stability: of_source("stability_seconds")?.seconds()?,
             sidecar_suffix: of_source("sidecar_suffix")?.parse()?,
             recursive: of_source("recursive")?.parse()?,
@@ -323,7 +344,7 @@ impl Merged {
             empty: of_source("empty")?.parse()?,
             lease: of_source("lease")?.parse()?,
             dedupe: of_source("dedupe")?.parse()?,
-            on_duplicate: of_source("on_duplicate")?.parse()?,
+            on_duplicate,
             content: content_rules(&mut of_source)?,
             layout: Layout {
                 partition: of_source("partition")?.parse()?,
@@ -332,10 +353,7 @@ impl Merged {
                 placed_mode: of_source("placed_mode")?.optional(layout::mode)?,
                 placed_group: of_source("placed_group")?.optional(layout::group)?,
             },
-            claim_dir: of_source("claim_dir")?
-                .words
-                .first()
-                .map(|word| absolute(Path::new(word))),
+            claim_dir,
             input: path,
             name,
         })

@@ -36,6 +36,9 @@ pub const ALL: &[&str] = &[
     "recovered",
     "session_begun",
     // A batch.
+    "claim_given_back",
+    "claims_returned",
+    "claimed",
     "copy_written",
     "directory_made",
     "directory_synced",

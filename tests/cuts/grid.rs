@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
-use crate::history::{History, Manner, Methods};
+use crate::history::{CLAIMS, History, Manner, Methods};
 use crate::place::{Crash, Layout, Machine, Place};
 use crate::points::{Meddle, Needs, Row};
 use crate::support::image::Fs;
@@ -44,9 +44,12 @@ impl Cell {
             format!("in cell {number}: {self:?}"),
             Log(place.log.clone()),
         );
+        // A sidecar may hold the digest, and a file that somebody writes to does not keep to that.
+        let sidecars =
+            number % 4 == 3 && self.row.meddle != Meddle::Write && self.row.needs != Needs::Claims;
         let manner = Manner {
-            // A sidecar may hold the digest, and a file that somebody writes to does not keep to that.
-            sidecars: number % 4 == 3 && self.row.meddle != Meddle::Write,
+            sidecars,
+            claims: !sidecars && (self.row.needs == Needs::Claims || number % 5 == 4),
             delete: match self.row.needs {
                 Needs::Debts => !self.layout.copies(),
                 Needs::Reasons => false,
@@ -118,6 +121,10 @@ pub fn command(place: &Place, manner: Manner, more: &[&str]) -> Command {
     ]);
     if manner.sidecars {
         args.extend(["--mode", "sidecar"]);
+    }
+    let claims = place.site.staging.join(CLAIMS).join("{source}");
+    if manner.claims {
+        args.extend(["--claim-dir", claims.to_str().expect("UTF-8")]);
     }
     args.extend(["--read-method", manner.methods.read]);
     args.extend(["--copy-method", manner.methods.copy]);

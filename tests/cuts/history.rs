@@ -32,6 +32,8 @@ pub struct Manner {
     pub sidecars: bool,
     /// Duplicates are deleted, not moved.
     pub delete: bool,
+    /// Files are moved to a claim directory before they are read.
+    pub claims: bool,
     /// How files are read, and how they get to another filesystem.
     pub methods: Methods,
 }
@@ -79,14 +81,17 @@ struct Inventory {
 
 impl Inventory {
     fn of(site: &Site) -> Inventory {
-        let digests = |root: &Path| {
+        let digests = |root: &Path| -> BTreeMap<PathBuf, String> {
             let files = files_beneath(root).into_iter();
             files
                 .map(|path| (path.clone(), sha256_of_file(&path)))
                 .collect()
         };
         let mut inventory = Inventory {
-            staging: digests(&site.staging),
+            staging: digests(&site.staging)
+                .into_iter()
+                .map(|(path, digest)| (unclaimed(site, path), digest))
+                .collect(),
             warehouse: digests(&site.warehouse),
         };
         inventory.staging.retain(|path, _| !is_sidecar(path));
@@ -98,6 +103,17 @@ impl Inventory {
             .values()
             .chain(self.warehouse.values())
             .collect()
+    }
+}
+
+/// Claim directories lie beside the inputs.
+pub const CLAIMS: &str = "claims";
+
+/// Where a claimed file comes from.
+fn unclaimed(site: &Site, path: PathBuf) -> PathBuf {
+    match path.strip_prefix(site.staging.join(CLAIMS)) {
+        Ok(beneath) => site.staging.join(beneath),
+        Err(_) => path,
     }
 }
 

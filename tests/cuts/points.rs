@@ -12,6 +12,8 @@ pub enum Needs {
     Debts,
     /// Duplicates that are moved, with reasons.
     Reasons,
+    /// A claim directory.
+    Claims,
 }
 
 /// What somebody else does, while the process stands at a point or after it was killed there.
@@ -60,6 +62,8 @@ const FIRST_RUN: &[(&str, Needs)] = &[
     ("marker_synced", Needs::Nothing),
     ("marker_synced:2", Needs::Nothing),
     ("session_begun", Needs::Nothing),
+    ("claimed", Needs::Claims),
+    ("claimed:9", Needs::Claims),
     ("copy_written", Needs::Copies),
     ("copy_written:9", Needs::Copies),
     ("directory_made", Needs::Nothing),
@@ -157,6 +161,12 @@ const RECOVERY: &[(&str, &str, Needs)] = &[
     ("reported:2", "recovered", Needs::Nothing),
     ("closing", "recovered", Needs::Nothing),
     ("recovered", "session_begun", Needs::Nothing),
+    ("claimed", "claim_given_back", Needs::Claims),
+    ("claimed:9", "claim_given_back:3", Needs::Claims),
+    ("placed_one:11", "recovery_undone", Needs::Claims),
+    ("placed:2", "recovered", Needs::Claims),
+    ("sources_synced:2", "batch_manifested", Needs::Claims),
+    ("claimed:9", "claims_returned", Needs::Claims),
 ];
 
 /// The table.

@@ -86,6 +86,7 @@ pub fn one_site(
     let mut place = machine.place(layout, name);
     let manner = Manner {
         sidecars: false,
+        claims: random.below(3) == 0,
         delete: random.below(3) == 0,
         methods: Methods::number(random.below(8) as usize),
     };

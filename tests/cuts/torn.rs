@@ -23,6 +23,7 @@ fn the_torn_source_of_a_recorded_copy_goes() {
     let mut place = machine.place(Layout::Other, "site");
     let manner = Manner {
         sidecars: false,
+        claims: false,
         delete: false,
         methods: Methods::DEFAULT,
     };

@@ -210,3 +210,54 @@ fn layouts_that_would_mix_up_files_are_refused() {
             .naming(says);
     }
 }
+
+#[test]
+fn a_claim_directory_shows_what_is_in_work_and_gives_back_what_is_not_taken() {
+    let settings = "partition = \"done\"\nrecursive = true";
+    let site = folders("in", "", settings);
+    let claims = site.root.join("flow/work");
+    let claim = claims.to_str().expect("UTF-8");
+    put(&site, "sub/a.csv");
+    // What an earlier start left there, once with a name that is taken.
+    fs::create_dir_all(claims.join("sub")).expect("make a directory");
+    fs::write(claims.join("sub/a.csv"), "left behind").expect("write");
+    fs::write(claims.join("b.csv"), "left behind, too").expect("write");
+    let ended = run(&site, &["--claim-dir", claim]);
+    ended.event("claims_returned", "work");
+    let placed = files(&site, "done");
+    assert_eq!(placed, ["b.csv", "sub/a.csv", "sub/a.returned1.csv"]);
+    assert_eq!(files(&site, "work"), [""; 0]);
+    // A file that somebody writes to goes back, and comes when he is done.
+    let path = site.put("slow.csv", "begun");
+    let mut writer = fs::OpenOptions::new()
+        .append(true)
+        .open(&path)
+        .expect("open");
+    let ended = run(&site, &["--claim-dir", claim]);
+    assert_eq!(files(&site, "in"), ["slow.csv"], "{ended}");
+    std::io::Write::write_all(&mut writer, b" and ended").expect("write");
+    drop(writer);
+    run(&site, &["--claim-dir", claim]);
+    assert_eq!(files(&site, "done").len(), 4);
+    assert_agrees(&site, 4);
+}
+
+#[test]
+fn claim_directories_that_cannot_work_are_refused() {
+    for (settings, claims, code, says) in [
+        ("mode = \"sidecar\"", "work", 2, "sidecars"),
+        ("on_duplicate = \"keep\"", "work", 2, "stays in the input"),
+        ("", "in/work", 78, "is inside"),
+        ("", "in", 78, "same directory"),
+        ("", "/proc/self", 78, "claim"),
+    ] {
+        let site = folders("in", "out", settings);
+        let claims = site.root.join("flow").join(claims);
+        let config = site.root.join("ringest.toml");
+        let config = config.to_str().expect("UTF-8");
+        let claims = claims.to_str().expect("UTF-8");
+        site.try_once(&["--config", config, "--claim-dir", claims])
+            .with_code(code)
+            .naming(says);
+    }
+}

@@ -227,6 +227,7 @@ pub fn start(
                 warehouse: place(Role::Warehouse, "/warehouse"),
                 manifests: place(Role::Manifests, "/manifests"),
                 inputs: dirs,
+                claimed_from: HashMap::new(),
                 sources: opening.sources.clone(),
                 kept: kept.clone(),
                 metrics: dummies.metrics.clone(),
@@ -292,6 +293,7 @@ fn input(image: &Image, config: &Config, dummies: &Dummies, number: u16) -> Inpu
         leases: source.leases,
         inotify: false,
         copy: source.fs != 0,
+        claim: None,
     }
 }
 

@@ -397,7 +397,13 @@ impl Reader {
         let began = Instant::now();
         let queued = began.saturating_duration_since(candidate.settled_at);
         self.shared.metrics.record(Stage::Queue, queued);
-        match self.open(&candidate) {
+        let mut candidate = candidate;
+        let opened = self.open(&candidate);
+        let opened = opened.and_then(|(file, before, copy)| {
+            let before = claim(&mut candidate, &file, before)?;
+            Ok((file, before, copy))
+        });
+        match opened {
             Ok((file, before, copy)) => {
                 let size = before.identity.size;
                 let direct = match &copy {
@@ -1008,6 +1014,35 @@ fn set_access(candidate: &Candidate, file: &Handle, before: FileStat) -> Result<
     }
 }
 
+/// Moves the file to where its source keeps what is in work, if it does.
+fn claim(candidate: &mut Candidate, file: &Handle, before: FileStat) -> Result<FileStat, Leave> {
+    let input = Arc::clone(&candidate.input);
+    let failed = |error| Leave::Failed("move to the claim directory", error);
+    let Some(claims) = &input.claim else {
+        return Ok(before);
+    };
+    match candidate.ticket.claim(Some(claims)) {
+        Ok(_) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return Err(Leave::With(Fate::Withdrawn));
+        }
+        Err(error) => return Err(failed(error)),
+    }
+    let path = candidate.path();
+    let moved = stat::stat_at(&claims.dir, path.as_os_str()).map_err(failed)?;
+    let after = stat::stat_fd(file).map_err(failed)?;
+    let same = Identity {
+        ctime: after.identity.ctime,
+        ..before.identity
+    };
+    // One that took its name a moment ago goes back.
+    let itself = moved.is_some_and(|moved| moved.identity.same_inode(&after.identity));
+    match itself && after.identity == same {
+        true => Ok(after),
+        false => Err(changed()),
+    }
+}
+
 /// Starts the read of a chunk.
 fn read(
     engine: &mut ReadEngine,
@@ -1224,6 +1259,7 @@ mod tests {
             leases: false,
             inotify: false,
             copy: false,
+            claim: None,
         });
         let candidates = Arc::new(Queue::new(sizes.len()));
         let verdicts = Verdicts::new().unwrap();

@@ -349,7 +349,7 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
         {
             let path = match roots[at] {
                 Root::Warehouse => self.warehouse.path.clone(),
-                Root::Input(source) => self.input_path(source),
+                Root::Input(source) | Root::ClaimedFrom(source) => self.input_path(source),
             };
             return Err(Failure::sync("make the files durable in", &path, &error));
         }

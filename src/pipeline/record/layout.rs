@@ -299,7 +299,8 @@ pub fn leaving_name(uuid: &str, seq: u64, sidecar: bool) -> OsString {
     format!(".ringest-{uuid}-{seq}{kind}").into()
 }
 
-fn with_infix(name: &OsStr, infix: &str) -> OsString {
+/// `<stem>.<infix>.<extension>`.
+pub fn with_infix(name: &OsStr, infix: &str) -> OsString {
     let bytes = name.as_bytes();
     let dot = bytes
         .iter()

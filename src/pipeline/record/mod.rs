@@ -24,6 +24,7 @@ use std::time::{Duration, Instant};
 use crate::failure::{Exit, Failure};
 use crate::io::open::SyncFailed;
 use crate::io::{Clock, Disk, Identity};
+use crate::ledger::lmdb::Lmdb;
 use crate::ledger::{Arrival, Commit, Digest, Kept, Ledger, Opening, Owed, SourceEntry, SourceId};
 use crate::observe::metrics::{Metrics, Totals};
 use crate::pipeline::queue::Queue;
@@ -83,7 +84,10 @@ impl KeptSet {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Root {
     Warehouse,
+    /// Where the files of a source lie: its staging directory, or its claim directory.
     Input(SourceId),
+    /// The staging directory of a source that has a claim directory.
+    ClaimedFrom(SourceId),
 }
 
 /// A root directory: how it is reached, and how people know it.
@@ -108,6 +112,8 @@ pub struct RecorderParts<D: Disk, L: Ledger> {
     pub manifests: Place<D>,
     /// Every staging directory that can be reached, those of earlier settings included.
     pub inputs: HashMap<SourceId, D::Dir>,
+    /// Staging directories of those whose files are in a claim directory: that is what `inputs` has of them.
+    pub claimed_from: HashMap<SourceId, D::Dir>,
     /// Every staging directory the ledger knows.
     pub sources: Vec<SourceEntry>,
     /// Files to leave alone.
@@ -131,6 +137,7 @@ pub struct Recorder<D: Disk, L: Ledger> {
     clock: Arc<dyn Clock>,
     warehouse: Place<D>,
     inputs: HashMap<SourceId, D::Dir>,
+    claimed_from: HashMap<SourceId, D::Dir>,
     reporter: Arc<Reporter>,
     /// Who reports a batch; `None`: the recorder itself.
     report_by: Option<ReportBy<D::File>>,
@@ -197,6 +204,7 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
             clock: parts.clock,
             warehouse: parts.warehouse,
             inputs: parts.inputs,
+            claimed_from: parts.claimed_from,
             reporter: Arc::new(reporter),
             report_by: None,
             manifest,
@@ -306,6 +314,7 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
     fn root(&self, root: Root) -> Result<&D::Dir, Failure> {
         match root {
             Root::Warehouse => Ok(&self.warehouse.dir),
+            Root::ClaimedFrom(source) => Ok(&self.claimed_from[&source]),
             Root::Input(source) => self.inputs.get(&source).ok_or_else(|| {
                 let path = self.input_path(source);
                 Failure::new(
@@ -383,6 +392,17 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
                 Err(error) => return Ok(Err(error)),
             }
         }
+    }
+}
+
+impl<D: Disk> Recorder<D, Lmdb> {
+    /// What is still owed its removal, by source.
+    pub fn owed_paths(&self) -> Result<HashMap<SourceId, HashSet<PathBuf>>, Failure> {
+        let mut paths: HashMap<SourceId, HashSet<PathBuf>> = HashMap::new();
+        for owed in self.ledger.owed()? {
+            paths.entry(owed.source).or_default().insert(owed.path);
+        }
+        Ok(paths)
     }
 }
 

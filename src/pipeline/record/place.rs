@@ -131,7 +131,7 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
         self.sync_all(dirs, parents.collect())
     }
 
-    /// Step 5: then the directories whence files were renamed.
+    /// Step 5: then the directories whence files were renamed, and those whence they had been claimed.
     pub(super) fn sync_sources(
         &self,
         dirs: &mut BatchDirs<D>,
@@ -139,7 +139,9 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
     ) -> Result<(), Failure> {
         let renamed = placed(items).filter(|arrival| arrival.placement == Placement::Rename);
         let parents = renamed.map(|arrival| (Root::Input(arrival.source), parent(&arrival.path)));
-        self.sync_all(dirs, parents.collect())
+        let claimed = placed(items).filter(|it| self.claimed_from.contains_key(&it.source));
+        let claimed = claimed.map(|it| (Root::ClaimedFrom(it.source), parent(&it.path)));
+        self.sync_all(dirs, parents.chain(claimed).collect())
     }
 
     pub(super) fn sync_all(
@@ -150,7 +152,9 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
         for (root, path) in wanted {
             let place = match root {
                 Root::Warehouse => self.warehouse.path.join(&path),
-                Root::Input(source) => self.input_path(source).join(&path),
+                Root::Input(source) | Root::ClaimedFrom(source) => {
+                    self.input_path(source).join(&path)
+                }
             };
             // Opened before, or found again by recovery; gone only if somebody removed it, and then it holds nothing.
             match self.dir_of(dirs, root, &path.join("_"), false)? {
@@ -355,7 +359,9 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
         let failed = |error: io::Error| {
             let place = match root {
                 Root::Warehouse => self.warehouse.path.join(path),
-                Root::Input(source) => self.input_path(source).join(path),
+                Root::Input(source) | Root::ClaimedFrom(source) => {
+                    self.input_path(source).join(path)
+                }
             };
             Failure::io("look at", &place, &error)
         };

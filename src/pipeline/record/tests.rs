@@ -160,6 +160,7 @@ impl Site {
             warehouse: place("warehouse"),
             manifests: place("manifests"),
             inputs: HashMap::from([(SourceId(1), place("staging").dir)]),
+            claimed_from: HashMap::new(),
             sources,
             kept: Arc::new(KeptSet::default()),
             metrics: Arc::new(Metrics::new()),

@@ -1,0 +1,166 @@
+//! `claim_dir`: a settled file is moved there before it is read, so that its input shows what still waits, and the other
+//! directory what is in work.
+//!
+//! | a crash after | leaves the file | and the next start |
+//! |---|---|---|
+//! | the move to the claim directory, durable or not | there, or in its input | finishes what the recorder had begun, then gives back what is left |
+//! | a move back, durable or not | in its input, or there | the same |
+//!
+//! Whoever has claimed a file does not record it before both directories are durable (`record/place.rs`).
+
+use std::collections::HashSet;
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::fs::FileType;
+
+use crate::failure::Failure;
+use crate::io::disk::DirHandle;
+use crate::io::{Disk, RealDisk};
+use crate::observe::events;
+use crate::trial::points;
+
+use super::record::layout;
+
+/// How many names are tried for a file whose own name is taken in its input.
+const NAMES_MAX: u64 = 10_000;
+
+/// A claim directory and the input that it belongs to.
+#[derive(Debug)]
+pub struct ClaimDir {
+    /// How names are moved.
+    pub disk: RealDisk,
+    /// The input.
+    pub input: DirHandle,
+    /// Its path, for people.
+    pub input_path: PathBuf,
+    /// The claim directory.
+    pub dir: DirHandle,
+    /// Its path, for people.
+    pub path: PathBuf,
+}
+
+/// A file that was moved to a claim directory.
+#[derive(Debug)]
+pub struct Claim {
+    place: Arc<ClaimDir>,
+    path: Arc<Path>,
+}
+
+impl ClaimDir {
+    /// Moves a file there. AlreadyExists: something of that name is there.
+    pub fn take(self: &Arc<ClaimDir>, path: &Arc<Path>) -> io::Result<Claim> {
+        let from = self.disk.open_dir(&self.input, parent(path))?;
+        let to = self.make_dirs(parent(path))?;
+        let name = name_of(path);
+        self.disk.rename(&from, name, &to, name)?;
+        points::reached("claimed");
+        Ok(Claim {
+            place: Arc::clone(self),
+            path: Arc::clone(path),
+        })
+    }
+
+    /// A directory beneath it, and what is missing on the way. If a crash takes it, what was in it is in the input.
+    fn make_dirs(&self, path: &Path) -> io::Result<DirHandle> {
+        match self.disk.open_dir(&self.dir, path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            opened => return opened,
+        }
+        let parent = self.make_dirs(parent(path))?;
+        match self.disk.make_dir(&parent, name_of(path)) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            _ => {}
+        }
+        self.disk.open_dir(&parent, Path::new(name_of(path)))
+    }
+
+    /// Gives a file back to its input, under another name if its own is taken. False: it is not there.
+    fn give_back(&self, path: &Path) -> io::Result<bool> {
+        let name = name_of(path);
+        let from = match self.disk.open_dir(&self.dir, parent(path)) {
+            Ok(from) => from,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            Err(error) => return Err(error),
+        };
+        let to = self.disk.open_dir(&self.input, parent(path))?;
+        for number in 0..NAMES_MAX {
+            let back = match number {
+                0 => name.to_os_string(),
+                _ => layout::with_infix(name, &format!("returned{number}")),
+            };
+            match self.disk.rename(&from, name, &to, &back) {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+                moved => {
+                    points::reached("claim_given_back");
+                    return moved.map(|()| true);
+                }
+            }
+        }
+        Err(io::ErrorKind::AlreadyExists.into())
+    }
+
+    /// Gives all that is in it back to its input, but for what is owed its removal. Returns how many.
+    ///
+    /// # Errors
+    /// Directories that cannot be read. A file that cannot be moved stays, and that is told.
+    pub fn give_all_back(&self, owed: &HashSet<PathBuf>) -> Result<u64, Failure> {
+        let mut waiting = vec![PathBuf::new()];
+        let mut returned = 0;
+        while let Some(directory) = waiting.pop() {
+            let failed =
+                |error: io::Error| Failure::io("look into", &self.path.join(&directory), &error);
+            let open = self.disk.open_dir(&self.dir, &directory).map_err(failed)?;
+            for name in self.disk.list(&open).map_err(failed)? {
+                let path = directory.join(&name);
+                let seen = self.disk.stat(&open, &name).map_err(failed)?;
+                match seen.map(|seen| seen.kind) {
+                    Some(FileType::Directory) => waiting.push(path),
+                    Some(FileType::RegularFile) if !is_hidden(&name) && !owed.contains(&path) => {
+                        match self.give_back(&path) {
+                            Ok(given) => returned += u64::from(given),
+                            Err(error) => self.say_it_stays(&path, &error),
+                        }
+                    }
+                    _ => {}
+                }
+            }
+        }
+        Ok(returned)
+    }
+
+    fn say_it_stays(&self, path: &Path, error: &io::Error) {
+        let remedy = "it stays there until the next start, or move it back by hand";
+        let path = self.path.join(path);
+        events::file_failed(&path, "give back to its input", &error.to_string(), remedy);
+    }
+}
+
+impl Claim {
+    /// The file is not taken after all. Whether it was still there.
+    pub fn give_back(self) -> bool {
+        match self.place.give_back(&self.path) {
+            Ok(given) => given,
+            Err(error) => {
+                self.place.say_it_stays(&self.path, &error);
+                false
+            }
+        }
+    }
+}
+
+/// Names on their way out are hidden.
+fn is_hidden(name: &OsString) -> bool {
+    name.as_encoded_bytes().starts_with(b".")
+}
+
+fn parent(path: &Path) -> &Path {
+    path.parent().unwrap_or(Path::new(""))
+}
+
+fn name_of(path: &Path) -> &OsStr {
+    path.file_name().unwrap_or(OsStr::new("."))
+}
