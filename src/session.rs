@@ -151,7 +151,14 @@ impl Session {
                 && !kind.network
                 && !kind.overlay;
             let claim = claims
-                .map(|claims| claim_dir(source, &root, claims))
+                .map(|claims| {
+                    claim_dir(
+                        source,
+                        &root,
+                        claims,
+                        settings.durability == Durability::Full,
+                    )
+                })
                 .transpose()?;
             inputs.push(Arc::new(Input {
                 id,
@@ -183,7 +190,12 @@ impl Session {
 }
 
 /// The claim directory of a source, to which a rename has to work.
-fn claim_dir(source: &Source, root: &Locked, claims: Locked) -> Result<Arc<ClaimDir>, Failure> {
+fn claim_dir(
+    source: &Source,
+    root: &Locked,
+    claims: Locked,
+    durable: bool,
+) -> Result<Arc<ClaimDir>, Failure> {
     let failed = |error: io::Error| config("use the claim directory", &claims.path, &error);
     if !probe::rename_works(&source.input, &claims.path).map_err(failed)? {
         return Err(Failure::new(
@@ -199,7 +211,7 @@ fn claim_dir(source: &Source, root: &Locked, claims: Locked) -> Result<Arc<Claim
     }
     Ok(Arc::new(ClaimDir {
         disk: RealDisk {
-            durable: false,
+            durable,
             syncfs: false,
             lease_signal: None,
         },

@@ -6,7 +6,7 @@
 //! | the move to the claim directory, durable or not | there, or in its input | finishes what the recorder had begun, then gives back what is left |
 //! | a move back, durable or not | in its input, or there | the same |
 //!
-//! Whoever has claimed a file does not record it before both directories are durable (`record/place.rs`).
+//! Nothing of a file that was claimed is placed before both directories are durable (`record/place.rs`).
 
 use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
@@ -22,6 +22,7 @@ use crate::io::{Disk, RealDisk};
 use crate::observe::events;
 use crate::trial::points;
 
+use super::record::dirs::ensure_dir;
 use super::record::layout;
 
 /// How many names are tried for a file whose own name is taken in its input.
@@ -50,10 +51,10 @@ pub struct Claim {
 }
 
 impl ClaimDir {
-    /// Moves a file there. AlreadyExists: something of that name is there.
+    /// Moves a file there. AlreadyExists: something of that name is there. A failed sync is marked as such.
     pub fn take(self: &Arc<ClaimDir>, path: &Arc<Path>) -> io::Result<Claim> {
         let from = self.disk.open_dir(&self.input, parent(path))?;
-        let to = self.make_dirs(parent(path))?;
+        let to = ensure_dir(&self.disk, &self.dir, parent(path))?;
         let name = name_of(path);
         self.disk.rename(&from, name, &to, name)?;
         points::reached("claimed");
@@ -61,20 +62,6 @@ impl ClaimDir {
             place: Arc::clone(self),
             path: Arc::clone(path),
         })
-    }
-
-    /// A directory beneath it, and what is missing on the way. If a crash takes it, what was in it is in the input.
-    fn make_dirs(&self, path: &Path) -> io::Result<DirHandle> {
-        match self.disk.open_dir(&self.dir, path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            opened => return opened,
-        }
-        let parent = self.make_dirs(parent(path))?;
-        match self.disk.make_dir(&parent, name_of(path)) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-            _ => {}
-        }
-        self.disk.open_dir(&parent, Path::new(name_of(path)))
     }
 
     /// Gives a file back to its input, under another name if its own is taken. False: it is not there.

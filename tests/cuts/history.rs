@@ -260,8 +260,8 @@ impl History {
                     .warehouse
                     .values()
                     .any(|it| as_sent.as_ref() == Some(it));
-            // What the cut tore is a file like any other.
-            if sent.arrivals == 0 || sent.overwritten {
+            // What the cut tore is a file like any other, and two may have been torn alike.
+            if sent.arrivals == 0 || sent.overwritten || is_torn {
                 sent.arrivals += 1;
             }
         }

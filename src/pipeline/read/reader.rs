@@ -20,6 +20,7 @@ use rustix::io::Errno;
 use crate::failure::Failure;
 use crate::io::buffer::Buffer;
 use crate::io::disk::Handle;
+use crate::io::open::SyncFailed;
 use crate::io::read_engine::{Done, ReadEngine};
 use crate::io::{Disk, FileStat, Identity, RealDisk, Reserve, clock, direct, lease, open, stat};
 use crate::ledger::{Counts, Position, SourceId};
@@ -1025,6 +1026,10 @@ fn claim(candidate: &mut Candidate, file: &Handle, before: FileStat) -> Result<F
         Ok(_) => {}
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             return Err(Leave::With(Fate::Withdrawn));
+        }
+        Err(error) if SyncFailed::is(&error) => {
+            let failure = Failure::sync("sync the claim directory", &claims.path, &error);
+            return Err(Leave::Fatal(failure));
         }
         Err(error) => return Err(failed(error)),
     }

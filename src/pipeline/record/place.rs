@@ -10,7 +10,7 @@ use rustix::io::Errno;
 
 use crate::failure::Failure;
 use crate::io::{Disk, FileStat, Timestamp};
-use crate::ledger::{Arrival, Ledger, Outcome, Placement, Position};
+use crate::ledger::{Arrival, Ledger, Outcome, Placement, Position, SourceId};
 use crate::observe::events;
 use crate::pipeline::{Fate, Waiting};
 use crate::trial::{mutants, points};
@@ -31,6 +31,7 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
         dirs: &mut BatchDirs<D>,
         items: &mut [Item<D::File>],
     ) -> Result<(), Failure> {
+        self.sync_claims(dirs, items)?;
         for item in items {
             let Some(staged) = &item.staged else { continue };
             let arrival = &item.arrival;
@@ -131,7 +132,22 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
         self.sync_all(dirs, parents.collect())
     }
 
-    /// Step 5: then the directories whence files were renamed, and those whence they had been claimed.
+    /// Before step 4: what is to be placed is durable in its claim directory, and gone from its input. So whatever is in the
+    /// warehouse has its source, if any, where recovery looks for it.
+    fn sync_claims(&self, dirs: &mut BatchDirs<D>, items: &[Item<D::File>]) -> Result<(), Failure> {
+        let claimed = placed(items).filter(|it| self.claimed_from.contains_key(&it.source));
+        let claimed: Vec<(SourceId, PathBuf)> =
+            claimed.map(|it| (it.source, parent(&it.path))).collect();
+        for root in [Root::Input, Root::ClaimedFrom] {
+            let parents = claimed
+                .iter()
+                .map(|(source, path)| (root(*source), path.clone()));
+            self.sync_all(dirs, parents.collect())?;
+        }
+        Ok(())
+    }
+
+    /// Step 5: then the directories whence files were renamed.
     pub(super) fn sync_sources(
         &self,
         dirs: &mut BatchDirs<D>,
@@ -139,9 +155,7 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
     ) -> Result<(), Failure> {
         let renamed = placed(items).filter(|arrival| arrival.placement == Placement::Rename);
         let parents = renamed.map(|arrival| (Root::Input(arrival.source), parent(&arrival.path)));
-        let claimed = placed(items).filter(|it| self.claimed_from.contains_key(&it.source));
-        let claimed = claimed.map(|it| (Root::ClaimedFrom(it.source), parent(&it.path)));
-        self.sync_all(dirs, parents.chain(claimed).collect())
+        self.sync_all(dirs, parents.collect())
     }
 
     pub(super) fn sync_all(
