@@ -1,6 +1,7 @@
 //! What a source expects of the content of its files.
 
 use super::choices::Content;
+use super::schema::Schema;
 
 /// The rules that a file's content has to keep. One that breaks a rule is set aside.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -15,6 +16,8 @@ pub struct ContentRules {
     pub extensions: Vec<String>,
     /// For [`Content::Csv`].
     pub csv: CsvRules,
+    /// What JSON documents, and lines of JSON Lines, have to agree with.
+    pub json_schema: Option<Schema>,
 }
 
 impl ContentRules {

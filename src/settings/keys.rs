@@ -329,6 +329,13 @@ pub static KEYS: &[Key] = &[
         "Least records of CSV, without the header",
     ),
     of_source(
+        "json_schema",
+        Kind::File,
+        &[],
+        "FILE",
+        "A JSON Schema (2020-12) that JSON documents and lines have to agree with [default: none]",
+    ),
+    of_source(
         "partition",
         Kind::Template(TemplateFor::Partition),
         &[layout::PARTITION],

@@ -17,6 +17,7 @@ mod overlap;
 mod raw;
 mod resolve;
 mod rules;
+mod schema;
 mod size;
 #[cfg(test)]
 mod tests;
@@ -40,6 +41,7 @@ pub use layout::{Field, Layout, Piece, RESERVED_NAMES, Template, TemplateFor};
 pub use raw::{CONFIG_VARIABLE, DISABLE_VARIABLE, RawSettings, Words};
 pub use resolve::{Loaded, Origin, Purpose, Setting};
 pub use rules::IgnoreReason;
+pub use schema::Schema;
 pub use size::ByteSize;
 
 /// Everything a command needs to know, resolved. All paths are absolute.

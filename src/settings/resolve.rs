@@ -13,7 +13,7 @@ use serde_json::Value;
 use super::keys::absolute;
 use super::raw::{Block, DISABLE_VARIABLE, Environment, File, RawSettings, Words};
 use super::{
-    Content, ContentRules, CsvRules, Disable, Key, Layout, Mode, OnDuplicate, Settings,
+    Content, ContentRules, CsvRules, Disable, Key, Layout, Mode, OnDuplicate, Schema, Settings,
     SettingsError, Source, content, layout, overlap, rules,
 };
 
@@ -374,6 +374,19 @@ fn content_rules(
         max_file_size: of_source("max_file_size")?.bytes()?,
         min_file_size: of_source("min_file_size")?.bytes()?,
         csv: CsvRules::default(),
+        json_schema: None,
+    };
+    let schema = of_source("json_schema")?;
+    let json_schema = match schema.words.first() {
+        None => None,
+        Some(word) if !matches!(content, Content::Json | Content::Jsonl) => {
+            let cause = "it does nothing without content = \"json\" or \"jsonl\"".into();
+            return Err(schema.wrong(word.to_string_lossy(), cause));
+        }
+        Some(word) => {
+            let read = Schema::read(&absolute(Path::new(word)));
+            Some(read.map_err(|cause| schema.wrong(word.to_string_lossy(), cause))?)
+        }
     };
     let delimiter = of_source("csv_delimiter")?;
     let quote = of_source("csv_quote")?;
@@ -408,7 +421,11 @@ fn content_rules(
             return Err(found.wrong(shown(), cause));
         }
     }
-    Ok(ContentRules { csv, ..limits })
+    Ok(ContentRules {
+        csv,
+        json_schema,
+        ..limits
+    })
 }
 
 /// A source without a name is called as its directory; where that says too little, by its path.

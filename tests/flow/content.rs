@@ -148,10 +148,15 @@ fn each_source_has_rules_of_its_own() {
     assert!(message.contains("recursion limit exceeded"), "{message}");
 }
 
-/// What Python's own modules count: records and columns of CSV.
+/// What Python's own modules count: records and columns of CSV, items of a JSON document that is an array.
 const COUNT: &str = "
-import csv, sys
+import csv, json, sys
 for path in sys.argv[1:]:
+    if path.endswith('.json'):
+        with open(path, encoding='utf-8') as file:
+            document = json.load(file)
+        print(len(document) if isinstance(document, list) else 1)
+        continue
     with open(path, encoding='utf-8-sig', newline='') as file:
         rows = [row for row in csv.reader(file) if row]
         print(len(rows) - 1, len(rows[0]))
@@ -180,7 +185,7 @@ fn real_files_are_accepted_and_counted_as_python_does() {
         run(&site);
         let quarantined = site.quarantined();
         assert!(quarantined.is_empty(), "{content}: {quarantined:?}");
-        if content == "csv" {
+        if content != "text" {
             let lines = site.manifest();
             let placed = lines.iter().map(|line| line.placed());
             let counted = std::process::Command::new("python3")
@@ -190,9 +195,10 @@ fn real_files_are_accepted_and_counted_as_python_does() {
                 .expect("python3");
             assert!(counted.status.success(), "{counted:?}");
             let counted = String::from_utf8(counted.stdout).expect("UTF-8");
-            let counts = lines
-                .iter()
-                .map(|line| format!("{} {}", line.number("records"), line.number("columns")));
+            let counts = lines.iter().map(|line| match content {
+                "csv" => format!("{} {}", line.number("records"), line.number("columns")),
+                _ => line.number("records").to_string(),
+            });
             assert_eq!(
                 counted.lines().collect::<Vec<_>>(),
                 counts.collect::<Vec<_>>()
@@ -224,5 +230,95 @@ fn settings_that_contradict_each_other_are_refused() {
         site.try_once(&["--config", config])
             .with_code(78)
             .naming(says);
+    }
+}
+
+#[test]
+fn documents_agree_with_a_schema_or_are_set_aside_and_no_value_is_told() {
+    let site = site("");
+    let schema = site.root.join("schema.json");
+    let rules = r#"{
+        "type": "object",
+        "required": ["id"],
+        "properties": {
+            "id": {"type": "integer"},
+            "tags": {"type": "array", "items": {"type": "string", "pattern": "^(a+)+$"}}
+        }
+    }"#;
+    fs::write(&schema, rules).expect("write the schema");
+    let settings = |content: &str| format!("content = {content:?}\njson_schema = {schema:?}\n");
+    let config = site.root.join("ringest.toml");
+    fs::write(&config, settings("json")).expect("write the settings");
+    site.put("good.json", r#"{"id": 1, "tags": ["aaa"]}"#);
+    site.put("secret.json", r#"{"id": "4111111111111111"}"#);
+    // A pattern that would take a backtracking engine for ever.
+    let hard = format!(
+        "{{\"id\": 1, \"tags\": [\"a\", \"{}!\"]}}",
+        "a".repeat(5000)
+    );
+    site.put("hard.json", hard);
+    site.put("none.json", "[]");
+    let ended = run(&site);
+    assert_eq!(site.manifest().len(), 1);
+    for (name, pointer, keyword) in [
+        ("secret.json", "/id", "type"),
+        ("hard.json", "/tags/1", "pattern"),
+        ("none.json", "", "type"),
+    ] {
+        let (rule, message) = reason(&site, name);
+        assert_eq!(rule, "json_schema", "{message}");
+        assert!(
+            message.contains(pointer) && message.contains(keyword),
+            "{message}"
+        );
+        let path = site
+            .quarantined()
+            .into_iter()
+            .find(|path| path.ends_with(name));
+        let text = fs::read_to_string(format!("{}.reason.json", path.expect("there").display()));
+        let text = text.expect("a reason");
+        let reason: Value = serde_json::from_str(&text).expect("JSON");
+        assert_eq!(reason["position"]["pointer"], pointer);
+        assert!(!text.contains("4111"), "{text}");
+    }
+    assert!(!format!("{ended}").contains("411111"), "{ended}");
+
+    fs::write(&config, settings("jsonl")).expect("write the settings");
+    site.put("lines.jsonl", "{\"id\": 1}\n{\"id\": 2}\n{}\n");
+    run(&site);
+    let (_, message) = reason(&site, "lines.jsonl");
+    assert!(
+        message.contains("line 3") && message.contains("required"),
+        "{message}"
+    );
+    site.assert_staging_is_empty();
+    site.assert_agrees();
+}
+
+#[test]
+fn schemas_that_cannot_be_used_are_settings_errors() {
+    for (text, says) in [
+        ("{", "no JSON"),
+        (r#"{"type": "nothing"}"#, "no JSON Schema"),
+        (
+            r#"{"$ref": "http://example.com/schema.json"}"#,
+            "no JSON Schema",
+        ),
+        (r#"{"pattern": "("}"#, "no JSON Schema"),
+    ] {
+        let site = site("");
+        let schema = site.root.join("schema.json");
+        fs::write(&schema, text).expect("write the schema");
+        let config = site.root.join("ringest.toml");
+        let settings = format!("content = \"json\"\njson_schema = {schema:?}\n");
+        fs::write(&config, settings).expect("write the settings");
+        let config = config.to_str().expect("UTF-8");
+        site.try_once(&["--config", config])
+            .with_code(78)
+            .naming(says);
+        fs::remove_file(&schema).expect("remove the schema");
+        site.try_once(&["--config", config])
+            .with_code(78)
+            .naming("cannot be read");
     }
 }

@@ -10,7 +10,7 @@ use std::collections::HashMap;
 use crate::pipeline::Finding;
 use crate::settings::CsvRules;
 
-use super::{Counts, finding};
+use super::{Counts, at_line, finding, finding_at};
 
 /// Longest header, in bytes.
 const HEADER_BYTES_MAX: u64 = 1 << 20;
@@ -150,7 +150,8 @@ impl Csv {
             State::Quoted { since } => {
                 let Place { line, column } = since;
                 let message = format!("the quote at line {line}, column {column} is never closed");
-                return Err(finding("csv_quote", message));
+                let at = at_line(line, Some(column));
+                return Err(finding_at("csv_quote", at, message));
             }
             State::Closed { at, .. } if at + 1 < self.seen => return Err(self.text_behind(at)),
             State::Unquoted | State::Closed { .. } => {}
@@ -249,7 +250,7 @@ impl Csv {
         if empty && self.key == Some(self.field) {
             let name = self.rules.key_column.as_deref().unwrap_or_default();
             let message = format!("line {}: the key column {name:?} is empty", self.line);
-            return Err(finding("key_column", message));
+            return Err(finding_at("key_column", at_line(self.line, None), message));
         }
         self.state = State::Unquoted;
         self.field += 1;
@@ -265,7 +266,7 @@ impl Csv {
                 "line {}: it has {fields} columns, the first record has {columns}",
                 self.line
             );
-            return Err(finding("csv_width", message));
+            return Err(finding_at("csv_width", at_line(self.line, None), message));
         }
         match self.header.take() {
             None => self.records += 1,
@@ -303,8 +304,9 @@ impl Csv {
 
     fn text_behind(&self, closed: u64) -> Finding {
         let (line, column) = (self.line, closed + 2 - self.line_at);
-        finding(
+        finding_at(
             "csv_quote",
+            at_line(line, Some(column)),
             format!("line {line}, column {column}: text follows a closing quote"),
         )
     }

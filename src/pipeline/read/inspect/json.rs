@@ -3,12 +3,15 @@
 use std::borrow::Cow;
 use std::collections::HashSet;
 use std::fmt;
+use std::sync::{Mutex, PoisonError};
 
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 
+use crate::ledger::Position;
 use crate::pipeline::Finding;
+use crate::settings::Schema;
 
-use super::{Counts, DOCUMENT_BYTES_MAX, finding};
+use super::{Counts, DOCUMENT_BYTES_MAX, at_line, finding, finding_at};
 
 const RULE: &str = "json";
 const TOO_LONG: &str = "json_size";
@@ -17,9 +20,18 @@ const TOO_LONG: &str = "json_size";
 #[derive(Debug, Default)]
 pub struct Document {
     bytes: Vec<u8>,
+    schema: Option<Schema>,
 }
 
 impl Document {
+    /// A check that it agrees with a schema, too.
+    pub fn new(schema: Option<Schema>) -> Document {
+        Document {
+            schema,
+            ..Document::default()
+        }
+    }
+
     /// Takes in the next bytes.
     pub fn feed(&mut self, bytes: &[u8]) -> Result<(), Finding> {
         gather(&mut self.bytes, bytes, || "it".into())
@@ -27,18 +39,55 @@ impl Document {
 
     /// The end of the file.
     pub fn finish(self) -> Result<Counts, Finding> {
-        match parse(&self.bytes) {
-            Ok(()) => Ok(Counts::default()),
-            Err(error) => {
-                let (line, column) = (error.line(), error.column());
-                let what = cause(&error);
-                Err(finding(
-                    RULE,
-                    format!("line {line}, column {column}: {what}"),
-                ))
-            }
+        let Value(records) = parse(&self.bytes).map_err(|error| {
+            let (line, column) = (error.line() as u64, error.column() as u64);
+            let what = cause(&error);
+            finding_at(
+                RULE,
+                at_line(line, Some(column)),
+                format!("line {line}, column {column}: {what}"),
+            )
+        })?;
+        if let Some(schema) = &self.schema {
+            agrees(schema, &self.bytes, None)?;
         }
+        Ok(Counts {
+            records: Some(records),
+            columns: None,
+        })
     }
+}
+
+/// Documents of more bytes than this are made a tree of one at a time: it takes up to some twenty times as much memory.
+const LARGE_TREE_BYTES: usize = 1 << 20;
+
+static LARGE_TREE: Mutex<()> = Mutex::new(());
+
+/// Whether a document, well formed, agrees with a schema. `line`: which one it is of JSON Lines.
+fn agrees(schema: &Schema, bytes: &[u8], line: Option<u64>) -> Result<(), Finding> {
+    let _alone = (bytes.len() > LARGE_TREE_BYTES)
+        .then(|| LARGE_TREE.lock().unwrap_or_else(PoisonError::into_inner));
+    let Ok(tree) = serde_json::from_slice(bytes) else {
+        return Err(finding(RULE, "it cannot be read as a tree of values"));
+    };
+    let Some((pointer, rule)) = schema.broken_by(&tree) else {
+        return Ok(());
+    };
+    let place = match line {
+        Some(line) => format!("line {line}: "),
+        None => String::new(),
+    };
+    let shown = match pointer.as_str() {
+        "" => "the document".into(),
+        pointer => format!("the value at {pointer:?}"),
+    };
+    let position = Position {
+        line,
+        pointer: Some(pointer),
+        ..Position::default()
+    };
+    let message = format!("{place}{shown} breaks {rule:?} of the schema");
+    Err(finding_at("json_schema", position, message))
 }
 
 /// A check of JSON Lines: a value on each line. Blank lines are none.
@@ -49,9 +98,18 @@ pub struct Lines {
     /// Lines that have ended.
     lines: u64,
     records: u64,
+    schema: Option<Schema>,
 }
 
 impl Lines {
+    /// A check that each agrees with a schema, too.
+    pub fn new(schema: Option<Schema>) -> Lines {
+        Lines {
+            schema,
+            ..Lines::default()
+        }
+    }
+
     /// Takes in the next bytes.
     pub fn feed(&mut self, mut bytes: &[u8]) -> Result<(), Finding> {
         while let Some(end) = memchr::memchr(b'\n', bytes) {
@@ -91,10 +149,16 @@ impl Lines {
             return Ok(());
         }
         self.records += 1;
+        let number = self.lines;
         parse(line).map_err(|error| {
-            let (number, column, what) = (self.lines, error.column(), cause(&error));
-            finding(RULE, format!("line {number}, column {column}: {what}"))
-        })
+            let (column, what) = (error.column() as u64, cause(&error));
+            let at = at_line(number, Some(column));
+            finding_at(RULE, at, format!("line {number}, column {column}: {what}"))
+        })?;
+        match &self.schema {
+            Some(schema) => agrees(schema, line, Some(number)),
+            None => Ok(()),
+        }
     }
 }
 
@@ -116,22 +180,26 @@ fn cause(error: &serde_json::Error) -> String {
     }
 }
 
-fn parse(bytes: &[u8]) -> Result<(), serde_json::Error> {
+fn parse(bytes: &[u8]) -> Result<Value, serde_json::Error> {
     let mut parser = serde_json::Deserializer::from_slice(bytes);
-    Value::deserialize(&mut parser)?;
-    parser.end()
+    let value = Value::deserialize(&mut parser)?;
+    parser.end()?;
+    Ok(value)
 }
 
-/// Any value; nothing of it is kept.
-struct Value;
+/// Any value; nothing of it is kept but how many items it has, if it is an array: others are one.
+struct Value(u64);
+
+/// Takes any value.
+struct Any;
 
 impl<'de> Deserialize<'de> for Value {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Value, D::Error> {
-        deserializer.deserialize_any(Value)
+        deserializer.deserialize_any(Any)
     }
 }
 
-impl<'de> Visitor<'de> for Value {
+impl<'de> Visitor<'de> for Any {
     type Value = Value;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -139,32 +207,35 @@ impl<'de> Visitor<'de> for Value {
     }
 
     fn visit_unit<E>(self) -> Result<Value, E> {
-        Ok(Value)
+        Ok(Value(1))
     }
 
     fn visit_bool<E>(self, _: bool) -> Result<Value, E> {
-        Ok(Value)
+        Ok(Value(1))
     }
 
     fn visit_i64<E>(self, _: i64) -> Result<Value, E> {
-        Ok(Value)
+        Ok(Value(1))
     }
 
     fn visit_u64<E>(self, _: u64) -> Result<Value, E> {
-        Ok(Value)
+        Ok(Value(1))
     }
 
     fn visit_f64<E>(self, _: f64) -> Result<Value, E> {
-        Ok(Value)
+        Ok(Value(1))
     }
 
     fn visit_str<E>(self, _: &str) -> Result<Value, E> {
-        Ok(Value)
+        Ok(Value(1))
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
-        while items.next_element::<Value>()?.is_some() {}
-        Ok(Value)
+        let mut count = 0;
+        while items.next_element::<Value>()?.is_some() {
+            count += 1;
+        }
+        Ok(Value(count))
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Value, A::Error> {
@@ -175,7 +246,7 @@ impl<'de> Visitor<'de> for Value {
             }
             entries.next_value::<Value>()?;
         }
-        Ok(Value)
+        Ok(Value(1))
     }
 }
 

@@ -49,8 +49,8 @@ impl Inspection {
             Content::Any => Format::Any,
             Content::Text => Format::Text,
             Content::Csv => Format::Csv(Box::new(Csv::new(&rules.csv))),
-            Content::Json => Format::Json(Document::default()),
-            Content::Jsonl => Format::JsonLines(Lines::default()),
+            Content::Json => Format::Json(Document::new(rules.json_schema.clone())),
+            Content::Jsonl => Format::JsonLines(Lines::new(rules.json_schema.clone())),
         };
         Some(Inspection {
             utf8: Utf8::default(),
@@ -119,6 +119,30 @@ fn outside_limits(rules: &ContentRules, path: &Path, bytes: u64) -> Option<Findi
         return Some(finding("max_file_size", message));
     }
     None
+}
+
+fn finding_at(rule: &str, position: Position, message: impl Into<String>) -> Finding {
+    Finding {
+        position,
+        ..finding(rule, message)
+    }
+}
+
+/// A line, and a column if that is known.
+fn at_line(line: u64, column: Option<u64>) -> Position {
+    Position {
+        line: Some(line),
+        column,
+        ..Position::default()
+    }
+}
+
+/// So many bytes from the beginning.
+fn at_byte(byte: u64) -> Position {
+    Position {
+        byte: Some(byte),
+        ..Position::default()
+    }
 }
 
 fn finding(rule: &str, message: impl Into<String>) -> Finding {

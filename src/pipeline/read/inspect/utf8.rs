@@ -2,7 +2,7 @@
 
 use crate::pipeline::Finding;
 
-use super::finding;
+use super::{at_byte, finding_at};
 
 /// A check of UTF-8.
 #[derive(Debug, Default)]
@@ -19,7 +19,11 @@ impl Utf8 {
     pub fn feed(&mut self, bytes: &[u8]) -> Result<(), Finding> {
         if let Some(at) = memchr::memchr(0, bytes) {
             let at = self.seen + at as u64;
-            return Err(finding("nul", format!("byte {at} is NUL: it is no text")));
+            return Err(finding_at(
+                "nul",
+                at_byte(at),
+                format!("byte {at} is NUL: it is no text"),
+            ));
         }
         let mut rest = bytes;
         while self.begun_bytes > 0
@@ -55,18 +59,17 @@ impl Utf8 {
     pub fn finish(&self) -> Result<(), Finding> {
         match self.begun_bytes {
             0 => Ok(()),
-            bytes => Err(finding(
-                "utf8",
-                format!(
-                    "it ends within the character that begins at byte {}",
-                    self.seen - bytes as u64
-                ),
-            )),
+            bytes => {
+                let at = self.seen - bytes as u64;
+                let message = format!("it ends within the character that begins at byte {at}");
+                Err(finding_at("utf8", at_byte(at), message))
+            }
         }
     }
 
     fn invalid(&self, at: u64) -> Finding {
-        finding("utf8", format!("it is not UTF-8 from byte {at} on"))
+        let message = format!("it is not UTF-8 from byte {at} on");
+        finding_at("utf8", at_byte(at), message)
     }
 }
 
