@@ -10,7 +10,8 @@
 //! In reading order: [`settings`] says what to do, [`ingestor`] wires the threads, [`pipeline`] is the way of a file,
 //! [`ledger`] the truth about it, [`io`] the door to the kernel, [`observe`] what is seen from outside,
 //! [`bench`](mod@bench) a measurement of all that,
-//! [`verify`] the check that ledger, manifests and warehouse agree, [`rebuild`] a new ledger from the others, [`trial`] what the crash tests take hold of.
+//! [`verify`] the check that ledger, manifests and warehouse agree, [`rebuild`] a new ledger from the others, [`quarantine`] what
+//! was set aside and how it comes back, [`trial`] what the crash tests take hold of.
 
 #![cfg_attr(not(test), deny(clippy::disallowed_methods))]
 
@@ -22,6 +23,7 @@ pub mod io;
 pub mod ledger;
 pub mod observe;
 pub mod pipeline;
+pub mod quarantine;
 pub mod rebuild;
 pub mod session;
 pub mod settings;

@@ -31,6 +31,7 @@ fn main() -> ExitCode {
             query,
             json,
         } => report(cli::find::run(&loaded, &query, json)),
+        Command::Quarantine { loaded, action } => report(cli::quarantine::run(&loaded, action)),
         Command::Rebuild { loaded, deep, json } => report(cli::rebuild::run(&loaded, deep, json)),
         Command::Backup { loaded, to, json } => report(cli::backup::run(&loaded, &to, json)),
         Command::Bench { bench, json } => report(cli::bench::run(&bench, json)),

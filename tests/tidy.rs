@@ -112,8 +112,10 @@ fn every_point_is_reached_somewhere_and_in_the_list() {
         .expect("points of steps");
     let (of_steps, _) = of_steps.split_once("\n}").expect("their end");
     reached.extend(between(of_steps, "=> \"", '"').map(String::from));
-    let listed: BTreeSet<String> = ringest::trial::points::ALL
+    use ringest::trial::points::{ALL, QUARANTINE};
+    let listed: BTreeSet<String> = ALL
         .iter()
+        .chain(QUARANTINE)
         .map(|point| point.to_string())
         .collect();
     assert_eq!(reached, listed);

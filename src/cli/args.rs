@@ -10,6 +10,8 @@ use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Args, FromArgMatches, Parser, Subcommand, value_parser};
 
 use crate::bench::{self, Bench, DataSet, FILE_BYTES_MIN, FILES_MAX, Pace};
+use crate::pipeline::record::layout;
+use crate::quarantine::Filter;
 use crate::settings::{
     ByteSize, KEYS, Key, Kind, Loaded, Mode, Origin, Purpose, RawSettings, SECONDS_MAX, Setting,
     SettingsError, Words,
@@ -52,6 +54,13 @@ pub enum Command {
         /// One JSON object instead of text.
         json: bool,
     },
+    /// Look at what was set aside, give it back, or remove it.
+    Quarantine {
+        /// Where it is.
+        loaded: Loaded,
+        /// What to do.
+        action: QuarantineAction,
+    },
     /// Make a new ledger from manifests and warehouse.
     Rebuild {
         /// Its settings, as for `run`.
@@ -77,6 +86,52 @@ pub enum Command {
         /// One JSON object instead of text.
         json: bool,
     },
+}
+
+/// What to do with what was set aside.
+#[derive(Debug, PartialEq)]
+pub enum QuarantineAction {
+    /// Say what lies there.
+    List {
+        /// Which files.
+        filter: Filter,
+        /// One JSON object for each instead of a line.
+        json: bool,
+    },
+    /// Say all that is known of one.
+    Show {
+        /// Which.
+        which: Which,
+        /// One JSON object for each instead of text.
+        json: bool,
+    },
+    /// Give files back to staging.
+    Retry(Chosen),
+    /// Remove files for good.
+    Drop {
+        /// Which.
+        chosen: Chosen,
+        /// Without asking.
+        yes: bool,
+    },
+}
+
+/// One file that was set aside.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Which {
+    /// By its sequence number.
+    Seq(u64),
+    /// By where it lies, or whence it came.
+    Path(PathBuf),
+}
+
+/// Some files that were set aside.
+#[derive(Debug, PartialEq)]
+pub enum Chosen {
+    /// These.
+    These(Vec<Which>),
+    /// All of a kind.
+    All(Filter),
 }
 
 /// Takes files from staging directories into a date-partitioned warehouse, each exactly once.
@@ -135,6 +190,9 @@ enum Subcommands {
         #[arg(long)]
         json: bool,
     },
+    /// Look at files that were set aside, give them back to staging, or remove them
+    #[command(subcommand)]
+    Quarantine(QuarantineArgs),
     /// Make a new ledger from manifests and warehouse, after the state was lost
     Rebuild {
         #[command(flatten)]
@@ -161,6 +219,134 @@ enum Subcommands {
     #[command(after_long_help = BENCH_HELP)]
     #[command(mut_arg("mode", |mode| mode.default_value(Mode::Closed.as_str())))]
     Bench(Box<BenchArgs>),
+}
+
+#[derive(Debug, Subcommand)]
+enum QuarantineArgs {
+    /// List what lies in quarantine
+    List {
+        #[command(flatten)]
+        flags: StoreFlags,
+        #[command(flatten)]
+        kind: KindArgs,
+        /// Only files that were set aside since: 2026-11-23, or a time as in RFC 3339
+        #[arg(long, value_name = "DATE", value_parser = since)]
+        since: Option<i64>,
+        /// Print one JSON object for each file
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show all that is known of a file
+    Show {
+        #[command(flatten)]
+        flags: StoreFlags,
+        /// Its sequence number, where it lies, or whence it came
+        #[arg(value_name = "SEQ|PATH", value_parser = OsStringValueParser::new().map(which))]
+        which: Which,
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Give files back to the staging directories whence they came, so that `run` sees them again
+    Retry {
+        #[command(flatten)]
+        flags: StoreFlags,
+        #[command(flatten)]
+        chosen: ChosenArgs,
+    },
+    /// Remove files for good
+    Drop {
+        #[command(flatten)]
+        flags: StoreFlags,
+        #[command(flatten)]
+        chosen: ChosenArgs,
+        /// Do not ask; without a terminal this is needed
+        #[arg(long)]
+        yes: bool,
+    },
+}
+
+#[derive(Debug, Args)]
+struct KindArgs {
+    /// Only files from the source of this name
+    #[arg(long, value_name = "NAME")]
+    source: Option<String>,
+    /// Only files that broke this rule
+    #[arg(long, value_name = "NAME")]
+    rule: Option<String>,
+}
+
+#[derive(Debug, Args)]
+struct ChosenArgs {
+    /// Sequence numbers, or paths where files lie or whence they came
+    #[arg(value_name = "SEQ|PATH", value_parser = OsStringValueParser::new().map(which))]
+    #[arg(required_unless_present = "all", conflicts_with_all = ["all", "source", "rule"])]
+    these: Vec<Which>,
+    /// Everything that lies there, or all of it from one source or that broke one rule
+    #[arg(long)]
+    all: bool,
+    #[command(flatten)]
+    kind: KindArgs,
+}
+
+impl ChosenArgs {
+    fn load(self) -> Chosen {
+        match self.all {
+            true => Chosen::All(self.kind.filter(None)),
+            false => Chosen::These(self.these),
+        }
+    }
+}
+
+impl KindArgs {
+    fn filter(self, since_micros: Option<i64>) -> Filter {
+        Filter {
+            source: self.source,
+            rule: self.rule,
+            since_micros,
+        }
+    }
+}
+
+impl QuarantineArgs {
+    fn load(self, raw: RawSettings) -> Result<Command, SettingsError> {
+        let (flags, action) = match self {
+            QuarantineArgs::List {
+                flags,
+                kind,
+                since,
+                json,
+            } => {
+                let filter = kind.filter(since);
+                (flags, QuarantineAction::List { filter, json })
+            }
+            QuarantineArgs::Show { flags, which, json } => {
+                (flags, QuarantineAction::Show { which, json })
+            }
+            QuarantineArgs::Retry { flags, chosen } => {
+                (flags, QuarantineAction::Retry(chosen.load()))
+            }
+            QuarantineArgs::Drop { flags, chosen, yes } => {
+                let chosen = chosen.load();
+                (flags, QuarantineAction::Drop { chosen, yes })
+            }
+        };
+        let loaded = store(raw, flags)?;
+        Ok(Command::Quarantine { loaded, action })
+    }
+}
+
+/// What is all digits is a number; a file of such a name is `./123`.
+fn which(word: OsString) -> Which {
+    let seq = word.to_str().and_then(|text| text.parse().ok());
+    seq.map_or_else(|| Which::Path(word.into()), Which::Seq)
+}
+
+fn since(text: &str) -> Result<i64, String> {
+    let midnight = || layout::time_micros(&format!("{text}T00:00:00Z"));
+    layout::time_micros(text)
+        .or_else(midnight)
+        .ok_or_else(|| "it is a date (2026-11-23, in UTC) or a time as in RFC 3339".into())
 }
 
 #[derive(Debug, Args)]
@@ -335,6 +521,7 @@ impl Cli {
                 let loaded = flow(raw, run)?;
                 Ok(Command::Rebuild { loaded, deep, json })
             }
+            Subcommands::Quarantine(args) => args.load(raw),
             Subcommands::Bench(args) => args.load(raw),
             Subcommands::Backup { flags, to, json } => Ok(Command::Backup {
                 loaded: store(raw, flags)?,
@@ -619,6 +806,43 @@ mod tests {
     }
 
     #[test]
+    fn files_in_quarantine_are_named_by_number_by_path_or_by_kind() {
+        let action = |line: &str| match load(line).unwrap() {
+            Command::Quarantine { action, .. } => action,
+            other => panic!("{other:?}"),
+        };
+        let filter = Filter {
+            source: Some("a".into()),
+            rule: Some("utf8".into()),
+            since_micros: Some(1_795_392_000_000_000),
+        };
+        let line = "ringest quarantine list --source a --rule utf8 --since 2026-11-23 --json";
+        assert_eq!(action(line), QuarantineAction::List { filter, json: true });
+        let these = ["7", "./7", "-1"].map(|word| which(word.into()));
+        let paths = ["./7", "-1"].map(|path| Which::Path(path.into()));
+        assert_eq!(these, [[Which::Seq(7)].as_slice(), &paths].concat()[..]);
+        let all = |line: &str| match action(line) {
+            QuarantineAction::Drop { chosen, yes: true } => chosen,
+            other => panic!("{other:?}"),
+        };
+        let filter = Filter {
+            rule: Some("utf8".into()),
+            ..Filter::default()
+        };
+        assert_eq!(
+            all("ringest quarantine drop --all --rule utf8 --yes"),
+            Chosen::All(filter)
+        );
+        let flagged = "ringest quarantine retry --warehouse /w 1 a.csv";
+        let Command::Quarantine { loaded, action } = load(flagged).unwrap() else {
+            panic!("quarantine")
+        };
+        assert_eq!(loaded.settings.warehouse, PathBuf::from("/w"));
+        let these = vec![Which::Seq(1), Which::Path("a.csv".into())];
+        assert_eq!(action, QuarantineAction::Retry(Chosen::These(these)));
+    }
+
+    #[test]
     fn a_bench_passes_settings_on_and_has_directories_of_its_own() {
         let load = |line: &str| match load(line).unwrap() {
             Command::Bench { bench, .. } => bench,
@@ -672,6 +896,14 @@ mod tests {
             "ringest find",
             "ringest backup",
             "ringest rebuild --once",
+            "ringest quarantine",
+            "ringest quarantine list --since yesterday",
+            "ringest quarantine show",
+            "ringest quarantine retry",
+            "ringest quarantine retry 1 --all",
+            "ringest quarantine retry 1 --rule utf8",
+            "ringest quarantine drop --rule utf8",
+            "ringest quarantine drop --yes",
             "ringest bench --files 0",
             "ringest bench --size 7",
             "ringest bench --size huge",

@@ -6,6 +6,7 @@ pub mod bench;
 pub mod check;
 pub mod find;
 pub mod plan;
+pub mod quarantine;
 pub mod rebuild;
 pub mod run;
 pub mod status;

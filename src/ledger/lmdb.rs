@@ -236,6 +236,11 @@ impl Lmdb {
         })
     }
 
+    /// The directory it is in.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     /// Opens the ledger in `dir` for reading only, also beside a running instance.
     pub fn open_read_only(dir: &Path) -> Result<Lmdb, Failure> {
         Lmdb::open_to_read(dir, EnvFlags::READ_ONLY)

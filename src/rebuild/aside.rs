@@ -10,14 +10,11 @@ use crate::io::{Disk, FileStat, Identity};
 use crate::ledger::{
     Arrival, Counts, Digest, Outcome, OwedKind, Placement, Record, RecordState, SourceId,
 };
-use crate::pipeline::record::owed::{DUPLICATE_RULE, Reason, SAME_CONTENT_AS};
+use crate::pipeline::record::owed::{DUPLICATE_RULE, REASON_BYTES_MAX, Reason, SAME_CONTENT_AS};
 use crate::pipeline::record::{CHANGED_RULE, layout};
 
 use super::tree::Tree;
 use super::{GAP_MAX, Rebuild, is_regular, walk};
-
-/// Longer is no reason of ours: two paths of 4,096 bytes, each byte escaped, and some words.
-const REASON_BYTES_MAX: usize = 1 << 18;
 
 impl Rebuild<'_> {
     /// Reads all reasons. Returns the files that have none.

@@ -585,7 +585,7 @@ impl<'a> Rebuild<'a> {
 }
 
 /// SHA-256 of a file as the disk holds it. An error if it changes meanwhile.
-fn digest_of(disk: &RealDisk, dir: &DirHandle, name: &OsStr) -> io::Result<Digest> {
+pub(crate) fn digest_of(disk: &RealDisk, dir: &DirHandle, name: &OsStr) -> io::Result<Digest> {
     let file = disk.open(dir, name)?;
     disk.forget_cached(&file)?;
     let before = disk.stat_file(&file)?;

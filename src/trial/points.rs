@@ -14,7 +14,7 @@ use rustix::process::{Signal, getpid, kill_process};
 /// The variable that names a point.
 pub const VARIABLE: &str = "RINGEST_STOP_AT";
 
-/// Every point, in the order in which a first run with something to recover passes them.
+/// Every point of `run`, in the order in which a first run with something to recover passes them.
 pub const ALL: &[&str] = &[
     // A start.
     "ledger_made",
@@ -67,6 +67,21 @@ pub const ALL: &[&str] = &[
     "closed",
 ];
 
+/// Those of `ringest quarantine`, in its order: a retry, then a drop.
+pub const QUARANTINE: &[&str] = &[
+    "retry_hidden",
+    "retry_hidden_synced",
+    "retry_source_removed",
+    "retry_left",
+    "retry_named",
+    "retry_named_synced",
+    "drop_hidden_removed",
+    "drop_file_removed",
+    "drop_file_synced",
+    "reason_removed",
+    "reason_removal_synced",
+];
+
 /// How long a stop takes at most: the signal may be another thread's to take.
 const STOPPED_AFTER: Duration = Duration::from_millis(200);
 
@@ -79,7 +94,10 @@ struct Wanted {
 pub fn reached(point: &'static str) {
     static WANTED: OnceLock<Vec<Wanted>> = OnceLock::new();
     static PASSED: AtomicUsize = AtomicUsize::new(0);
-    debug_assert!(ALL.contains(&point), "{point} is not in the list");
+    debug_assert!(
+        ALL.contains(&point) || QUARANTINE.contains(&point),
+        "{point} is not in the list"
+    );
     let wanted = WANTED.get_or_init(|| parse(&std::env::var(VARIABLE).unwrap_or_default()));
     let passed = PASSED.load(Ordering::Relaxed);
     let Some(next) = wanted.get(passed) else {

@@ -11,6 +11,7 @@ use crate::failure::Failure;
 use crate::ledger::lmdb::{Lmdb, Snapshot};
 use crate::ledger::{OwedKind, RecordState};
 use crate::pipeline::record::layout;
+use crate::quarantine::{is_busy, returning_prefix};
 use crate::session::MARKER_TEMPORARY;
 
 use super::warehouse::{Names, is_absent};
@@ -144,6 +145,8 @@ pub fn staging(ledger: &Lmdb, snapshot: &Snapshot, report: &mut Report) -> Resul
     let prefix = format!(".ringest-{uuid}-");
     let intents: HashSet<u64> = snapshot.intents.iter().map(|intent| intent.seq).collect();
     let mut found: Vec<(PathBuf, Option<(u64, bool)>)> = Vec::new();
+    let from_aside = returning_prefix(uuid);
+    let mut returning: Vec<(PathBuf, Option<u64>)> = Vec::new();
     let mut seen = BTreeSet::new();
     for source in ledger.sources()? {
         // A staging directory of an earlier day may be gone.
@@ -154,11 +157,26 @@ pub fn staging(ledger: &Lmdb, snapshot: &Snapshot, report: &mut Report) -> Resul
             if metadata.is_dir() {
                 return Next::Descend;
             }
-            if let Some(leaving) = leaving(&entry.file_name(), &prefix) {
+            let name = entry.file_name();
+            if let Some(leaving) = leaving(&name, &prefix) {
                 found.push((source.input.join(path), leaving));
+            } else if let Some(rest) = name.to_str().and_then(|it| it.strip_prefix(&from_aside)) {
+                returning.push((source.input.join(path), rest.parse().ok()));
             }
             Next::Skip
         });
+    }
+    for (path, seq) in returning {
+        // It may be on its way at this moment, or have gone meanwhile.
+        if !is_busy(ledger.dir()) && std::fs::symlink_metadata(&path).is_ok() {
+            let message = match seq {
+                Some(seq) => format!(
+                    "it is what an interrupted `ringest quarantine retry {seq}` left; say that again, or drop it"
+                ),
+                None => "it is no file of ringest's, and has a name like one on its way out of quarantine".into(),
+            };
+            report.add(Kind::Leftover, Some(path), seq, message);
+        }
     }
     for (path, leaving) in found {
         let owed = match leaving {

@@ -473,6 +473,77 @@ fn a_pending_line_may_be_missing_torn_or_there_but_nothing_may_follow_it() {
 }
 
 #[test]
+fn a_quarantined_file_may_leave_with_its_reason_and_another_may_take_its_place() {
+    let mut site = Site::new();
+    let held = site.quarantined(8);
+    let path = site.warehouse().join(&held.placed);
+    let reason = path.with_file_name("8.csv.reason.json");
+    fs::remove_file(&path).unwrap();
+    site.assert_finds(
+        Kind::FileMissing,
+        Some(&path),
+        Some(8),
+        "quarantine retry 8",
+    );
+    fs::remove_file(&reason).unwrap();
+    site.assert_sound();
+    // A later one with its name, and another content: as an intent, as a record that owes its reason, and done.
+    let mut later = site.quarantined(11);
+    later.placed = held.placed;
+    site.ledger
+        .commit_intents(std::slice::from_ref(&later), 12)
+        .unwrap();
+    site.place(&later, 11);
+    fs::remove_file(&reason).unwrap();
+    site.assert_sound();
+    let owed = Owed {
+        seq: 11,
+        kind: OwedKind::Reason,
+        source: later.source,
+        path: later.placed.clone(),
+        identity: later.identity,
+    };
+    site.totals.quarantined += Count::file(later.identity.size);
+    site.next_seq = 12;
+    let commit = Commit {
+        records: vec![Record {
+            seq: 11,
+            state: RecordState::Done {
+                arrival: later,
+                line: None,
+            },
+        }],
+        owed: vec![owed],
+        totals: site.totals,
+        next_seq: 12,
+        ..Commit::default()
+    };
+    site.ledger.commit_records(&commit).unwrap();
+    site.assert_sound();
+    fs::write(&reason, "{\"seq\":11}").unwrap();
+    site.assert_sound();
+    // The later one is looked at as closely as ever.
+    fs::write(&path, "x").unwrap();
+    site.assert_finds(Kind::FileChanged, Some(&path), Some(11), "1 bytes");
+}
+
+#[test]
+fn what_an_interrupted_retry_left_in_staging_is_a_leftover_unless_an_instance_runs() {
+    let site = Site::new();
+    let path = site
+        .dir
+        .path()
+        .join("in")
+        .join(format!(".ringest-retry-{UUID}-8"));
+    fs::write(&path, "x").unwrap();
+    site.assert_finds(Kind::Leftover, Some(&path), Some(8), "quarantine retry 8");
+    assert_eq!(site.verify_as(true, true).findings, []);
+    let strange = path.with_file_name(format!(".ringest-retry-{UUID}-x"));
+    fs::rename(&path, &strange).unwrap();
+    site.assert_finds(Kind::Leftover, Some(&strange), None, "no file of ringest's");
+}
+
+#[test]
 fn an_orphan_is_named_wherever_it_is() {
     for name in [
         "ingest_date=2025-11-18/orphan.csv",

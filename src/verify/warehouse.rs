@@ -14,6 +14,7 @@ use crate::ledger::lmdb::{Lmdb, Snapshot};
 use crate::ledger::{Arrival, Digest, Outcome, OwedKind, Placement};
 use crate::pipeline::read::digest;
 use crate::pipeline::record::{CHANGED_RULE, layout};
+use crate::quarantine::{self, ReasonBeside, reason_beside};
 
 use super::{Kind, Report, Scope};
 
@@ -57,19 +58,15 @@ impl<'a> Files<'a> {
             return Ok(());
         }
         self.names.add(arrival);
+        if self.has_left(arrival)? {
+            return Ok(());
+        }
         let path = self.scope.warehouse.join(&arrival.placed);
         let seq = arrival.seq;
         let mut say = |kind, message| report.add(kind, Some(path.clone()), Some(seq), message);
         let found = match std::fs::symlink_metadata(&path) {
             Ok(found) => found,
-            Err(error) if is_absent(&error) => {
-                let message = format!(
-                    "it is missing; arrival {seq} put {} bytes there",
-                    arrival.identity.size
-                );
-                say(Kind::FileMissing, message);
-                return Ok(());
-            }
+            Err(error) if is_absent(&error) => return self.missing(arrival, report),
             Err(error) => {
                 say(
                     Kind::Unreadable,
@@ -107,6 +104,7 @@ impl<'a> Files<'a> {
                         report.add(Kind::FileChanged, Some(path.clone()), Some(seq), message);
                     }
                 }
+                Err(error) if is_absent(&error) => return self.missing(arrival, report),
                 Err(error) => {
                     let message = format!("arrival {seq} cannot be read: {error}");
                     say(Kind::Unreadable, message);
@@ -118,6 +116,56 @@ impl<'a> Files<'a> {
             self.check_reason(arrival, report)?;
         }
         Ok(())
+    }
+
+    /// Reports a file that is not there, unless it has left quarantine or is just leaving it.
+    fn missing(&self, arrival: &Arrival, report: &mut Report) -> Result<(), Failure> {
+        let Arrival { seq, identity, .. } = arrival;
+        let mut message = format!(
+            "it is missing; arrival {seq} put {} bytes there",
+            identity.size
+        );
+        if matches!(arrival.outcome, Outcome::Quarantine { .. }) {
+            if quarantine::is_busy(self.ledger.dir()) || self.has_left(arrival)? {
+                return Ok(());
+            }
+            message += &format!(
+                ", and its reason is there: `ringest quarantine retry {seq}` ends what was interrupted"
+            );
+        }
+        let path = self.scope.warehouse.join(&arrival.placed);
+        report.add(Kind::FileMissing, Some(path), Some(*seq), message);
+        Ok(())
+    }
+
+    /// Whether a file was quarantined and has left since: given back, dropped, or taken away with its reason. A later one may
+    /// have its name.
+    fn has_left(&self, arrival: &Arrival) -> Result<bool, Failure> {
+        let Some(root) = &self.root else {
+            return Ok(false);
+        };
+        if !matches!(arrival.outcome, Outcome::Quarantine { .. }) {
+            return Ok(false);
+        }
+        let (seq, placed) = (arrival.seq, &arrival.placed);
+        let beside = || reason_beside(root, placed);
+        match beside() {
+            Ok(ReasonBeside::Absent) if !self.ledger.owes(seq, OwedKind::Reason)? => {}
+            Ok(ReasonBeside::Of(other)) => return Ok(other != seq),
+            _ => return Ok(false),
+        }
+        let path = self.scope.warehouse.join(placed);
+        if std::fs::symlink_metadata(path).is_err_and(|error| is_absent(&error)) {
+            return Ok(true);
+        }
+        // Another one may be there whose reason is not written yet, or has been since the first look.
+        let intents = self.ledger.intents()?;
+        let owed = self.ledger.owed()?;
+        let is_anothers = intents.iter().any(|intent| intent.placed == *placed)
+            || owed.iter().any(|owed| {
+                owed.kind == OwedKind::Reason && owed.seq != seq && owed.path == *placed
+            });
+        Ok(is_anothers || matches!(beside(), Ok(ReasonBeside::Of(other)) if other != seq))
     }
 
     /// What is set aside has a reason beside it, or is still owed one.

@@ -11,6 +11,7 @@ mod hostile;
 mod layout;
 mod methods;
 mod placing;
+mod quarantine;
 mod readers;
 mod settling;
 mod starting;

@@ -165,6 +165,20 @@ impl CopyTarget {
         })
     }
 
+    /// Makes a file of this name in an open directory, where it must be free. It stays when the copy is dropped.
+    pub fn named(dir: impl AsFd, name: &OsStr, source: &FileStat) -> io::Result<CopyTarget> {
+        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDWR | OFlags::CLOEXEC;
+        Ok(CopyTarget {
+            // Private until it has its source's mode.
+            fd: rustix::fs::openat(dir, name, flags, Mode::from_raw_mode(0o600))?,
+            temporary: None,
+            sparse: source.has_holes(),
+            size: source.identity.size,
+            way: Way::Written,
+            direct: None,
+        })
+    }
+
     /// Leaves the copy to the kernel. With [`CopyMethod::Write`] and `auto` nothing changes.
     ///
     /// # Errors

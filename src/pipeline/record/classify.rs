@@ -304,7 +304,7 @@ pub fn content_key(source: &Source, path: &Path, digest: &Digest, size: u64) -> 
 
 /// Whether an error says that there is nothing beneath a root at that path. A directory that was swapped for a symbolic
 /// link, or mounted over, is not there as far as ringest is concerned.
-pub(super) fn is_absent(error: &io::Error) -> bool {
+pub fn is_absent(error: &io::Error) -> bool {
     use rustix::io::Errno;
     matches!(
         Errno::from_io_error(error),

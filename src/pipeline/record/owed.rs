@@ -49,6 +49,9 @@ pub struct Reason {
     pub path: String,
 }
 
+/// Longer is no reason of ours, in bytes: two paths of 4,096 bytes, each byte escaped, and some words.
+pub const REASON_BYTES_MAX: usize = 1 << 18;
+
 /// The rule of a duplicate.
 pub const DUPLICATE_RULE: &str = "duplicate";
 
