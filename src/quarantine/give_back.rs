@@ -138,7 +138,9 @@ impl Changes<'_> {
         }
         // In this order, and after an interrupted retry again: nothing says what that one had synced.
         self.sync_dir(&hidden)?;
-        self.sync_dir(&placed)?;
+        if !mutants::on("left_name_unsynced") {
+            self.sync_dir(&placed)?;
+        }
         points::reached("retry_left");
         let renamed = self
             .quarantine
@@ -306,6 +308,9 @@ impl Changes<'_> {
         let copied = target
             .finish(&file, &before, &Layout::default())
             .map_err(writing)?;
+        if mutants::on("returned_copy_unsynced") {
+            return Ok(());
+        }
         disk.sync_files(to.dir, &[&copied.file])
             .map_err(|error| Failure::sync("sync", &to.path, &error))
     }

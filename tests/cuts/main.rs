@@ -15,6 +15,7 @@ mod history;
 mod place;
 mod points;
 mod random;
+mod retry;
 mod starts;
 mod torn;
 
