@@ -256,6 +256,38 @@ fn a_running_instance_takes_what_is_given_back() {
 }
 
 #[test]
+fn other_layouts_are_followed_wherever_files_were_claimed_and_set_aside() {
+    let site = site();
+    let claims = site.root.join("processing");
+    let layout = format!(
+        "partition = \"\"\nquarantine_dir = \"returns/{{source}}\"\nclaim_dir = {:?}\n",
+        claims.display()
+    );
+    site.put("a.csv", BAD);
+    site.put("b.csv", [BAD, b"2\n"].concat());
+    run_once(&site, &format!("{CSV}{layout}"));
+    let lies = site.warehouse.join("returns/staging/a.csv");
+    assert_eq!(
+        listed(&site, &[])[0]["quarantine_path"],
+        lies.to_str().expect("UTF-8")
+    );
+    // Of today's layout or not: the ledger knows where it lies.
+    let lies = lies.to_str().expect("UTF-8");
+    stopped_at(&site, "retry", &[lies], "retry_left").kill(false);
+    quarantine(&site, "retry", &[lies]).ok();
+    site.verify(&["--deep"]).ok();
+    run_once(&site, &layout);
+    assert_eq!(site.line("a.csv").placed(), site.warehouse.join("a.csv"));
+    quarantine(&site, "drop", &["--all", "--yes"]).ok();
+    assert_eq!(
+        files_beneath(&site.warehouse.join("returns")),
+        [] as [PathBuf; 0]
+    );
+    site.assert_staging_is_empty();
+    site.verify(&["--deep"]).ok();
+}
+
+#[test]
 fn what_breaks_its_rule_again_lies_there_again_and_verify_agrees_all_the_while() {
     const FILES: usize = 30;
     let site = site();
