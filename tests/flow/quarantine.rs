@@ -614,6 +614,14 @@ fn a_strange_file_under_the_hidden_name_is_neither_given_back_nor_removed() {
 }
 
 #[test]
+fn every_point_of_a_retry_and_of_a_drop_is_one_at_which_they_are_killed() {
+    let killed_at = [RETRY_BY_COPY, DROP, &["drop_hidden_removed"]].concat();
+    for point in ringest::trial::points::QUARANTINE {
+        assert!(killed_at.contains(point), "{point}");
+    }
+}
+
+#[test]
 fn a_drop_that_is_killed_anywhere_ends_with_another_one() {
     for point in DROP {
         let site = site();
