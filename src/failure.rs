@@ -73,7 +73,7 @@ impl Failure {
                 "check the device (dmesg) and the mount, then start again: recovery takes it from here"
             }
         };
-        Failure::new(Exit::Io, operation, path, error, remedy)
+        Failure::new(Exit::Io, operation, path, whole(error), remedy)
     }
 
     /// An end that was asked for while something waited for room. The next start goes on with that.
@@ -122,3 +122,35 @@ impl fmt::Display for Failure {
 }
 
 impl std::error::Error for Failure {}
+
+/// An error with everything that led to it, unless it says that itself.
+pub fn whole(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("{0}")]
+    struct Said(&'static str, #[source] Option<Box<Said>>);
+
+    #[test]
+    fn an_error_is_told_with_what_led_to_it_once() {
+        let inner = Said("the disk is gone", None);
+        let middle = Said("cannot look: the disk is gone", Some(Box::new(inner)));
+        let outer = io::Error::other(Said("cannot open", Some(Box::new(middle))));
+        let failure = Failure::io("open", Path::new("/x"), &outer);
+        assert_eq!(failure.cause, "cannot open: cannot look: the disk is gone");
+    }
+}

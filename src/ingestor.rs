@@ -27,7 +27,7 @@ use crate::ledger::lmdb::Lmdb;
 use crate::observe::control::ControlSocket;
 use crate::observe::metrics::{Metrics, State};
 use crate::observe::reporter::Reporter;
-use crate::observe::{events, systemd};
+use crate::observe::{events, log, systemd};
 use crate::pipeline::discover::{Discoverer, DiscovererParts, ONCE_PAUSE_MAX};
 use crate::pipeline::queue::Queue;
 use crate::pipeline::read::method::Methods;
@@ -519,24 +519,28 @@ fn start_recorder(
 fn or_abort<T>(run: impl FnOnce() -> T) -> T {
     catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| {
         // The panic hook has told.
-        crate::observe::log::flush();
+        log::flush();
         std::process::abort()
     })
 }
 
 /// The first signal sets `stop`, also while nobody reads messages yet.
 fn watch_signals(sender: Sender<Message>, stop: Arc<AtomicBool>) -> Result<(), Failure> {
-    use signal_hook::consts::{SIGINT, SIGTERM};
+    use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
     // A write beyond RLIMIT_FSIZE is an error of that write, not the end of the process.
     let ignored = Arc::new(AtomicBool::new(false));
     signal_hook::flag::register(signal_hook::consts::SIGXFSZ, ignored).map_err(Failure::signals)?;
-    let signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT]);
+    let signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT, SIGUSR1]);
     let mut signals = signals.map_err(Failure::signals)?;
     spawn("signals", move || {
         let mut asked = false;
         for signal in signals.forever() {
+            if signal == SIGUSR1 {
+                log::reopen();
+                continue;
+            }
             if asked {
-                crate::observe::log::flush();
+                log::flush();
                 std::process::exit(128 + signal);
             }
             asked = true;

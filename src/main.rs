@@ -5,23 +5,31 @@ use std::process::ExitCode;
 
 use ringest::cli::{self, Command};
 use ringest::failure::Failure;
+use ringest::observe::log;
+use ringest::observe::mask::mask;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
+    log::tell_panics();
     let command = match cli::parse() {
         Ok(command) => command,
         Err(error) => {
-            eprintln!("ringest: {error}");
+            complain(&error.to_string());
             return ExitCode::from(error.exit_code());
         }
     };
     match command {
-        // `run` has said it in its log.
+        // `run` has said it in its log, wherever that is.
         Command::Run(loaded) if !loaded.settings.dry_run => match cli::run::run(&loaded) {
             Ok(()) => ExitCode::SUCCESS,
-            Err(failure) => ExitCode::from(failure.exit as u8),
+            Err(failure) => {
+                if !loaded.settings.log_to_console {
+                    complain(&failure.to_string());
+                }
+                ExitCode::from(failure.exit as u8)
+            }
         },
         Command::Run(loaded) => report(cli::run::run(&loaded).map(|()| ExitCode::SUCCESS)),
         Command::Check { loaded, json } => cli::check::run(&loaded, json),
@@ -42,8 +50,12 @@ fn main() -> ExitCode {
 /// Shows a failure to the person at the console.
 fn report(ended: Result<ExitCode, Failure>) -> ExitCode {
     ended.unwrap_or_else(|failure| {
-        // Nobody may be at the terminal any more.
-        let _ = writeln!(io::stderr(), "ringest: {failure}");
+        complain(&failure.to_string());
         ExitCode::from(failure.exit as u8)
     })
+}
+
+fn complain(what: &str) {
+    // Nobody may be at the terminal any more.
+    let _ = writeln!(io::stderr(), "ringest: {}", mask(what));
 }

@@ -579,7 +579,11 @@ impl BenchArgs {
             ("state_path", root.join("state")),
         ];
         flags.extend(directories.map(|(key, path)| (key, vec![path.into()])));
-        for (key, word) in [("log_level", "info"), ("log_format", "json")] {
+        for (key, word) in [
+            ("log_level", "info"),
+            ("log_format", "json"),
+            ("log_to_console", "true"),
+        ] {
             flags.insert(key, vec![word.into()]);
         }
         let loaded = |flags: &Words| {
@@ -593,6 +597,11 @@ impl BenchArgs {
             .resolve(Purpose::Flow)
         };
         let mut settled = loaded(&flags)?;
+        if settled.settings.log_dir.is_some() {
+            // Those of a settings file are the service's.
+            flags.insert("log_dir", vec![root.join("logs").into()]);
+            settled = loaded(&flags)?;
+        }
         let unsaid = |setting: &Setting| setting.key == "mode" && setting.origin == Origin::Default;
         if settled.origins.iter().any(unsaid) {
             // The files are finished when ingestion starts; holding still for seconds would be all that is measured.

@@ -40,7 +40,7 @@ pub struct Report {
     pub kernel: Kernel,
     /// Limits of kernel and process.
     pub limits: Limits,
-    /// Every directory: inputs, warehouse, manifests, state.
+    /// Every directory: inputs, warehouse, manifests, state, logs.
     pub directories: Vec<Directory>,
     /// Every way from an input to the warehouse.
     pub pairs: Vec<Pair>,
@@ -81,7 +81,7 @@ pub struct Limits {
 /// One directory.
 #[derive(Debug, Serialize)]
 pub struct Directory {
-    /// `input`, `warehouse`, `manifests` or `state`.
+    /// `input`, `warehouse`, `manifests`, `state` or `logs`.
     pub role: &'static str,
     /// The name of the source, for an input.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -200,7 +200,7 @@ impl Report {
                 });
             }
             let least = settings.min_free_bytes;
-            if directory.role != "input"
+            if !matches!(directory.role, "input" | "logs")
                 && let Some(free) = directory.free_bytes.filter(|&free| free < least)
             {
                 warnings.push(format!(
@@ -208,7 +208,9 @@ impl Report {
                      pauses until there are more"
                 ));
             }
-            if let Some(kind) = directory.filesystem.as_ref().filter(|kind| kind.network) {
+            if directory.role != "logs"
+                && let Some(kind) = directory.filesystem.as_ref().filter(|kind| kind.network)
+            {
                 warnings.push(match directory.role {
                     "input" => format!(
                         "{path} is on {}: what others write there is found by rescans only",
@@ -299,6 +301,9 @@ impl Directory {
             ("state", &settings.state_path),
         ] {
             directories.push(Self::probe(role, path, settings));
+        }
+        if let Some(path) = &settings.log_dir {
+            directories.push(Self::probe("logs", path, settings));
         }
         directories
     }

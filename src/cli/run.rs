@@ -1,7 +1,10 @@
 //! `ringest run`: checks, then takes files.
 
+use std::sync::Arc;
+
 use crate::failure::{Exit, Failure};
 use crate::ingestor;
+use crate::observe::log::files::{LogFiles, Rotation};
 use crate::observe::{events, log};
 use crate::settings::Loaded;
 
@@ -14,8 +17,28 @@ pub fn run(loaded: &Loaded) -> Result<(), Failure> {
     if settings.dry_run {
         return plan::run(settings);
     }
-    let _log = log::init(settings.log_level.as_str(), settings.log_format.as_str());
-    let ran = checked(loaded);
+    // Whoever rotates log files may send it at any moment. What it does begins with the signals that end a run.
+    let _ = signal_hook::flag::register(signal_hook::consts::SIGUSR1, Arc::default());
+    let level = settings.log_level.as_str();
+    let files = settings.log_dir.as_deref().map(|dir| {
+        let rotation = Rotation {
+            file_bytes: settings.log_file_bytes,
+            files: settings.log_files,
+        };
+        LogFiles::open(dir, level, rotation)
+    });
+    let (files, refused) = match files.transpose() {
+        Ok(files) => (files, None),
+        Err(failure) => (None, Some(failure)),
+    };
+    // Whoever asked for files alone is told here that there are none.
+    let console = settings.log_to_console || refused.is_some();
+    let made = files.as_ref().and_then(LogFiles::made);
+    let _log = log::init(level, settings.log_format.as_str(), console, files);
+    if let Some(made) = made {
+        events::directory_made(&made, "logs");
+    }
+    let ran = refused.map_or_else(|| checked(loaded), Err);
     if let Err(failure) = &ran {
         match (failure.exit, &failure.path) {
             (Exit::Busy, Some(path)) => events::another_instance(path),

@@ -28,6 +28,7 @@ use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 
 use crate::io::{Identity, Timestamp};
+use crate::observe::mask::mask;
 
 /// Version of every value written by this program.
 pub const VALUE_VERSION: u8 = 3;
@@ -108,6 +109,15 @@ impl Position {
     /// Whether nothing can be said.
     pub fn is_unknown(&self) -> bool {
         *self == Position::default()
+    }
+
+    /// As it may be told: a pointer is made of names that the document holds.
+    pub fn masked(&self) -> Position {
+        let pointer = self.pointer.as_deref();
+        Position {
+            pointer: pointer.map(|pointer| mask(pointer).into_owned()),
+            ..self.clone()
+        }
     }
 }
 
@@ -1060,5 +1070,19 @@ pub(crate) mod tests {
                 let _ = Record::take(&mut Reader { version, rest: &bytes });
             }
         }
+    }
+
+    #[test]
+    fn a_pointer_is_told_without_card_numbers() {
+        let position = Position {
+            line: Some(4_111_111_111_111_111),
+            pointer: Some("/cards/4111111111111111/0".into()),
+            ..Position::default()
+        };
+        let masked = Position {
+            pointer: Some("/cards/****1111/0".into()),
+            ..position.clone()
+        };
+        assert_eq!(position.masked(), masked);
     }
 }

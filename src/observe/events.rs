@@ -348,9 +348,19 @@ pub fn failure(operation: &str, path: Option<&Path>, cause: &str, remedy: &str, 
     );
 }
 
-/// A thread panicked. `backtrace` is there if `RUST_BACKTRACE` asks for one.
-pub fn panicked(thread: &str, location: &str, cause: &str, backtrace: Option<&str>) {
-    error!(event = "panic", thread, location, cause, backtrace);
+/// A thread panicked, with this message.
+pub fn panicked(thread: &str, location: &str, message: &str, backtrace: &str) {
+    error!(event = "panic", thread, location, message, backtrace);
+}
+
+/// A log file cannot be written. Its lines are counted, and told of in the file once it can be.
+pub fn log_file_failed(path: &Path, cause: &str) {
+    warn!(
+        event = "log_file_failed",
+        path = &*path.to_string_lossy(),
+        cause,
+        remedy = "free space, or make the file and its directory writable; ingestion goes on",
+    );
 }
 
 /// The numbers of an interval, or of a whole run at its end.

@@ -12,6 +12,7 @@ use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
 use super::log;
+use super::mask::mask;
 
 /// Longest latency told apart; longer ones count as this. In microseconds: one hour.
 const LATENCY_MAX_US: u64 = 3_600_000_000;
@@ -363,8 +364,9 @@ impl Metrics {
         *lock(&self.oldest_pending) = since;
     }
 
-    /// Intake stops for this reason. Says whether that is news.
+    /// Intake stops for this reason, which is shown with card numbers masked. Says whether that is news.
     pub fn pause(&self, reason: &str) -> bool {
+        let reason = &*mask(reason);
         let mut paused = lock(&self.pause_reason);
         let news = paused.as_deref() != Some(reason);
         if news {
@@ -698,6 +700,15 @@ mod tests {
         let second = metrics.summary(&mut interval);
         assert_eq!(second.files_processed, 100);
         assert_eq!((second.files_per_second, second.bytes_per_second), (0.0, 0));
+    }
+
+    #[test]
+    fn a_card_number_in_a_reason_to_pause_is_masked() {
+        let metrics = Metrics::new();
+        assert!(metrics.pause("no room for /w/4111111111111111.csv"));
+        assert!(!metrics.pause("no room for /w/4111111111111111.csv"));
+        let reason = metrics.status(State::Running).pause_reason;
+        assert_eq!(reason.as_deref(), Some("no room for /w/****1111.csv"));
     }
 
     #[test]

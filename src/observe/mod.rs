@@ -3,7 +3,8 @@
 //! | module | what it is |
 //! |---|---|
 //! | [`events`] | one function for each thing that can be observed; the only place that names them |
-//! | [`log`] | events as JSON or text lines on stderr, written by a thread of its own |
+//! | [`log`] | events as JSON or text lines on stderr and in files, written by threads of their own |
+//! | [`mask`] | no card numbers in anything that is told |
 //! | [`metrics`] | counters, gauges and latency histograms; what `status` and `summary` show |
 //! | [`reporter`] | the `summary` event every interval, and the latencies of each interval in [`hlog`] |
 //! | [`hlog`] | interval logs that HdrHistogram's tools read |
@@ -15,6 +16,7 @@ pub mod control;
 pub mod events;
 pub mod hlog;
 pub mod log;
+pub mod mask;
 pub mod metrics;
 mod repeats;
 pub mod reporter;

@@ -3,6 +3,8 @@
 use sd_notify::NotifyState;
 use tracing::debug;
 
+use super::mask::mask;
+
 /// The instance is watching.
 pub fn ready() {
     notify(NotifyState::Ready);
@@ -15,7 +17,7 @@ pub fn stopping() {
 
 /// One line for `systemctl status`.
 pub fn status(text: &str) {
-    notify(NotifyState::Status(&text.replace('\n', " ")));
+    notify(NotifyState::Status(&mask(text).replace('\n', " ")));
 }
 
 /// A service manager that does not listen is no reason to stop.

@@ -10,6 +10,7 @@ use crate::io::{Disk, FileStat, Identity};
 use crate::ledger::{
     Arrival, Counts, Digest, Outcome, OwedKind, Placement, Record, RecordState, SourceId,
 };
+use crate::observe::mask::mask;
 use crate::pipeline::record::owed::{DUPLICATE_RULE, REASON_BYTES_MAX, Reason, SAME_CONTENT_AS};
 use crate::pipeline::record::{CHANGED_RULE, layout};
 
@@ -197,7 +198,7 @@ impl Rebuild<'_> {
         }))
     }
 
-    /// Source and path of a file that was set aside. Its reason has them lossy; its directories are beside it.
+    /// Source and path of a file that was set aside. Its reason has them lossy, and masked; its directories are beside it.
     fn whence(&mut self, placed: &Path, reason: &Reason) -> Result<(SourceId, PathBuf), Failure> {
         let stated = Path::new(&reason.path);
         let parent = placed.parent().unwrap_or(Path::new(""));
@@ -211,18 +212,26 @@ impl Rebuild<'_> {
             let known = self
                 .sources
                 .iter()
-                .find(|entry| entry.input.join(&path).to_string_lossy() == reason.path.as_str());
+                .find(|entry| is_stated_as(&entry.input.join(&path), &reason.path));
             if let Some(entry) = known {
                 return Ok((entry.id, path));
             }
         }
         // A source of which nothing else is left.
-        let path = dirs.join(stated.file_name().unwrap_or(super::name_of(placed)));
+        let name = stated.file_name().unwrap_or(super::name_of(placed));
+        let stated_so = |it: &&OsString| is_stated_as(Path::new(it), &name.to_string_lossy());
+        let path = dirs.join(names.iter().find(stated_so).map_or(name, |it| it));
         let depth = path.iter().count();
         let input = stated.ancestors().nth(depth).unwrap_or(stated);
         let name = input.to_string_lossy().into_owned();
         Ok((self.source_id(&name, input)?, path))
     }
+}
+
+/// Whether a reason has this path so.
+fn is_stated_as(path: &Path, stated: &str) -> bool {
+    let path = path.to_string_lossy();
+    path == stated || mask(&path) == stated
 }
 
 /// The name without the number that made it free.

@@ -25,6 +25,9 @@ pub const READERS_MAX: usize = 1024;
 /// Most files in one commit: what one ledger transaction holds in memory stays small.
 pub const BATCH_FILES_MAX: usize = 65_536;
 
+/// Most log files of one kind.
+pub const LOG_FILES_MAX: usize = 1000;
+
 /// Most streams that are hashed in lockstep: more have nothing left to fill.
 pub const HASH_LANES_MAX: usize = 4;
 
@@ -54,7 +57,7 @@ pub enum Kind {
     Directory,
     /// Several directories.
     Directories,
-    /// A file.
+    /// A file or a directory that there need not be.
     File,
     /// True or false.
     Switch,
@@ -466,7 +469,36 @@ pub static KEYS: &[Key] = &[
         Kind::Choice(words::<LogFormat>),
         &["json"],
         "FORMAT",
-        "Shape of the log lines",
+        "Shape of the log lines on stderr",
+    ),
+    of_flow(
+        "log_to_console",
+        Kind::Switch,
+        &["true"],
+        "BOOL",
+        "Whether the log goes to stderr; without it, it has to go to log_dir",
+    ),
+    of_flow(
+        "log_dir",
+        Kind::File,
+        &[],
+        "DIR",
+        "Directory of log files: app.log at the log level, error.log, debug.log, as JSON lines; \
+         reopened on SIGUSR1 [default: none]",
+    ),
+    of_flow(
+        "log_file_bytes",
+        Kind::Bytes,
+        &["1MiB"],
+        "SIZE",
+        "A log file that would be larger is renamed to .1, that one to .2, …; 0: never",
+    ),
+    of_flow(
+        "log_files",
+        Kind::Files { max: LOG_FILES_MAX },
+        &["5"],
+        "N",
+        "How many log files there are of each, with the one that is written; the oldest is replaced",
     ),
     of_flow(
         "min_free_bytes",

@@ -34,8 +34,8 @@ pub use choices::{
 pub use content::{ContentRules, CsvRules};
 pub use error::SettingsError;
 pub use keys::{
-    BATCH_FILES_MAX, HASH_LANES_MAX, INTERVAL_SECONDS_MIN, KEYS, Key, Kind, READERS_MAX,
-    SECONDS_MAX,
+    BATCH_FILES_MAX, HASH_LANES_MAX, INTERVAL_SECONDS_MIN, KEYS, Key, Kind, LOG_FILES_MAX,
+    READERS_MAX, SECONDS_MAX,
 };
 pub use layout::{Field, Layout, Piece, RESERVED_NAMES, Template, TemplateFor};
 pub use raw::{CONFIG_VARIABLE, DISABLE_VARIABLE, RawSettings, Words};
@@ -81,8 +81,16 @@ pub struct Settings {
     pub hlog: Option<PathBuf>,
     /// Least severe level that is logged.
     pub log_level: LogLevel,
-    /// Shape of the log lines.
+    /// Shape of the log lines on stderr.
     pub log_format: LogFormat,
+    /// Whether the log goes to stderr.
+    pub log_to_console: bool,
+    /// Where log files are.
+    pub log_dir: Option<PathBuf>,
+    /// Bytes of a log file before it is rotated; 0: it never is.
+    pub log_file_bytes: u64,
+    /// Log files of each kind, the one that is written among them.
+    pub log_files: usize,
     /// Bytes that stay free on the filesystems of warehouse, manifests and state; 0: none.
     pub min_free_bytes: u64,
     /// Most files in one commit.

@@ -91,21 +91,34 @@ pub(super) fn refuse(settings: &Settings, purpose: Purpose) -> Result<(), Settin
             }
         }
     }
-    let Some(hlog) = &settings.hlog else {
+    let log_dir = settings.log_dir.as_deref();
+    let log_dir = log_dir.map(|path| Place::new("the log directory".into(), path));
+    let hlog = settings.hlog.as_deref();
+    let hlog = hlog.map(|path| Place::new("the interval log".into(), path));
+    let Some((state, others)) = places.split_last() else {
         return Ok(());
     };
-    let hlog = Place::new("the interval log".into(), hlog);
-    // Beside the ledger it is in nobody's way.
-    let outer = places[..places.len() - 1].iter().find(|it| it.holds(&hlog));
-    outer.map_or(Ok(()), |outer| {
-        Err(SettingsError::Overlap(format!(
-            "{} {} is inside {} {}; choose a place outside",
-            hlog.what,
-            hlog.shown(),
-            outer.what,
-            outer.shown()
-        )))
-    })
+    for log in log_dir.iter().chain(&hlog) {
+        // Beside the ledger, but not in the place of its directory, they are in nobody's way.
+        let outer = match state.holds(log) {
+            true => Some(state).filter(|state| state.is_same(log)),
+            false => others.iter().find(|it| it.holds(log)),
+        };
+        if let Some(outer) = outer {
+            return Err(inside(log, outer));
+        }
+    }
+    Ok(())
+}
+
+fn inside(log: &Place, outer: &Place) -> SettingsError {
+    SettingsError::Overlap(format!(
+        "{} {} is inside {} {}; choose a place outside",
+        log.what,
+        log.shown(),
+        outer.what,
+        outer.shown()
+    ))
 }
 
 impl<'a> Place<'a> {

@@ -58,7 +58,9 @@ impl Environment {
                 environment.config = Some(value.into());
             } else if name == DISABLE_VARIABLE {
                 environment.disable = Some(value.clone());
-            } else if name != points::VARIABLE && name != mutants::VARIABLE {
+            } else if ![points::VARIABLE, points::PANIC_VARIABLE, mutants::VARIABLE]
+                .contains(&name.as_ref())
+            {
                 let known = KEYS.iter().map(Key::variable);
                 let known = known.chain([CONFIG_VARIABLE.into(), DISABLE_VARIABLE.into()]);
                 let hint = nearest(&name, known);

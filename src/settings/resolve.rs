@@ -121,6 +121,14 @@ impl RawSettings {
             metrics_interval: merged.of_flow("metrics_interval")?.seconds()?,
             log_level: merged.of_flow("log_level")?.parse()?,
             log_format: merged.of_flow("log_format")?.parse()?,
+            log_to_console: merged.of_flow("log_to_console")?.parse()?,
+            log_dir: merged
+                .of_flow("log_dir")?
+                .words
+                .first()
+                .map(|word| absolute(Path::new(word))),
+            log_file_bytes: merged.of_flow("log_file_bytes")?.bytes()?,
+            log_files: merged.of_flow("log_files")?.parse()?,
             min_free_bytes: merged.of_flow("min_free_bytes")?.bytes()?,
             batch_files: merged.of_flow("batch_files")?.parse()?,
             hash_lanes: merged.of_flow("hash_lanes")?.parse()?,
@@ -135,6 +143,11 @@ impl RawSettings {
                 .map(|it| merged.source(it))
                 .collect::<Result<_, _>>()?,
         };
+        if !settings.log_to_console && settings.log_dir.is_none() {
+            let cause = "nothing would be logged anywhere; give log_dir, too".into();
+            let found = merged.layers.find("log_to_console", None)?;
+            return Err(found.wrong("false".into(), cause));
+        }
         overlap::refuse(&settings, purpose)?;
         Ok(Loaded {
             settings,

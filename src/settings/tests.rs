@@ -123,6 +123,8 @@ fn nothing_said_gives_the_defaults_of_the_design() {
         (settings.log_level, settings.log_format),
         (LogLevel::Info, LogFormat::Json)
     );
+    assert!(settings.log_to_console && settings.log_dir.is_none());
+    assert_eq!((settings.log_file_bytes, settings.log_files), (1 << 20, 5));
     assert_eq!(settings.disable, Disable::default());
     assert_eq!(warnings, [""; 0]);
 }

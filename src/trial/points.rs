@@ -3,16 +3,20 @@
 //!
 //! `RINGEST_STOP_AT=placed` stops the process (SIGSTOP) when it gets there for the first time, `RINGEST_STOP_AT=placed:3`
 //! at the third. It does not go on: whoever asked kills it. `RINGEST_STOP_AT=placed,taken_back` stops it at the first of
-//! them until it is told to go on (SIGCONT), and then at the second. Without the variable a point costs one load.
+//! them until it is told to go on (SIGCONT), and then at the second. `RINGEST_PANIC_AT="placed words"` panics there, with these
+//! words, when it gets there for the first time. Without the variables a point costs two loads.
 
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use rustix::process::{Signal, getpid, kill_process};
 
 /// The variable that names a point.
 pub const VARIABLE: &str = "RINGEST_STOP_AT";
+
+/// The variable that names a point at which to panic, and what to say.
+pub const PANIC_VARIABLE: &str = "RINGEST_PANIC_AT";
 
 /// Every point of `run`, in the order in which a first run with something to recover passes them.
 pub const ALL: &[&str] = &[
@@ -98,6 +102,7 @@ pub fn reached(point: &'static str) {
         ALL.contains(&point) || QUARANTINE.contains(&point),
         "{point} is not in the list"
     );
+    panic_at(point);
     let wanted = WANTED.get_or_init(|| parse(&std::env::var(VARIABLE).unwrap_or_default()));
     let passed = PASSED.load(Ordering::Relaxed);
     let Some(next) = wanted.get(passed) else {
@@ -111,6 +116,20 @@ pub fn reached(point: &'static str) {
             std::thread::park();
         }
         PASSED.store(passed + 1, Ordering::Relaxed);
+    }
+}
+
+fn panic_at(point: &str) {
+    static AT: OnceLock<Option<String>> = OnceLock::new();
+    static DONE: AtomicBool = AtomicBool::new(false);
+    let at = AT.get_or_init(|| std::env::var(PANIC_VARIABLE).ok());
+    let words = at
+        .as_ref()
+        .and_then(|at| at.strip_prefix(point)?.strip_prefix(' '));
+    if let Some(words) = words
+        && !DONE.swap(true, Ordering::Relaxed)
+    {
+        panic!("{words}");
     }
 }
 

@@ -9,6 +9,8 @@ mod finding;
 mod formats;
 mod hostile;
 mod layout;
+mod logs;
+mod masking;
 mod methods;
 mod placing;
 mod quarantine;

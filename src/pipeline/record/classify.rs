@@ -10,6 +10,7 @@ use crate::failure::{Exit, Failure};
 use crate::io::Disk;
 use crate::ledger::{Arrival, ContentKey, Digest, Ledger, Outcome, Placement, RecordState};
 use crate::observe::events;
+use crate::observe::mask::mask;
 use crate::pipeline::{Fate, Staged, Waiting, is_no_room};
 use crate::settings::{Dedupe, OnDuplicate, Source};
 use crate::trial::mutants;
@@ -88,8 +89,8 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
             let outcome = match (&staged.finding, key) {
                 (Some(finding), _) => Outcome::Quarantine {
                     rule: finding.rule.clone(),
-                    message: finding.message.clone(),
-                    position: finding.position.clone(),
+                    message: mask(&finding.message).into_owned(),
+                    position: finding.position.masked(),
                 },
                 (None, Some(key))
                     if in_batch.contains(&key) && !mutants::on("twins_not_parked") =>

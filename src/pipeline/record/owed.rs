@@ -10,6 +10,7 @@ use crate::failure::Failure;
 use crate::io::{Disk, FileStat, Identity, Timestamp};
 use crate::ledger::{Commit, Kept, Ledger, Outcome, Owed, OwedKind, Position};
 use crate::observe::events;
+use crate::observe::mask::mask;
 use crate::pipeline::is_no_room;
 use crate::trial::{mutants, points};
 
@@ -29,7 +30,7 @@ enum Removal {
     Later,
 }
 
-/// Why a file was set aside, as its `.reason.json` says it.
+/// Why a file was set aside, as its `.reason.json` says it: with card numbers masked, in its path too.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Reason {
     /// The rule it broke; `duplicate` for content that came before.
@@ -45,7 +46,7 @@ pub struct Reason {
     pub sha256: String,
     /// The number of its arrival.
     pub seq: u64,
-    /// Where it came from; lossy if that is not UTF-8.
+    /// Where it came from; lossy if that is not UTF-8. Its own name, if that was masked, is beside it.
     pub path: String,
 }
 
@@ -349,12 +350,12 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
         };
         let mut bytes = serde_json::to_vec_pretty(&Reason {
             rule: rule.to_string(),
-            message,
-            position: position.clone(),
+            message: mask(&message).into_owned(),
+            position: position.masked(),
             time: layout::rfc3339(arrival.time_micros),
             sha256: data_encoding::HEXLOWER.encode(&arrival.digest),
             seq: arrival.seq,
-            path: self.source_path(&arrival).to_string_lossy().into_owned(),
+            path: mask(&self.source_path(&arrival).to_string_lossy()).into_owned(),
         })
         .expect("strings and numbers");
         bytes.push(b'\n');
