@@ -507,13 +507,15 @@ fn a_terminal_shows_a_bar() {
 // ---- Interval logs
 
 #[test]
-fn the_interval_log_of_the_service_is_left_alone() {
+fn the_logs_of_the_service_are_left_alone() {
     let site = Site::new();
     let (log, settings) = (
         site.root.join("service.hlog"),
         site.root.join("settings.toml"),
     );
-    fs::write(&settings, format!("hlog = {log:?}\n")).expect("write");
+    let logs = site.root.join("logs");
+    let others = format!("hlog = {log:?}\nlog_dir = {logs:?}\nlog_to_console = false\n");
+    fs::write(&settings, others).expect("write");
     let mut command = site.ringest(false);
     command.arg("--config").arg(&settings).arg("bench");
     command
@@ -521,7 +523,7 @@ fn the_interval_log_of_the_service_is_left_alone() {
         .arg(ground(&site))
         .args(["--files", "10"]);
     Finished::of(command).ok();
-    assert!(!log.exists());
+    assert!(!log.exists() && !logs.exists());
 }
 
 /// What HdrHistogram's own reader makes of a log. `None`, and skipped, if it is not there.

@@ -1,6 +1,6 @@
 //! Full disks: intake pauses, says what is full, leaves nothing half done, and goes on by itself.
 //!
-//! Each test has a 64 MiB ext4 image of its own on a loop device, which a ballast file fills. Needs root.
+//! Each test has a 64 MiB ext4 image of its own on a loop device, or a tmpfs, which a ballast file fills. Needs root.
 
 mod support;
 
@@ -60,6 +60,29 @@ impl Image {
             skip("needs loop devices");
             return None;
         }
+        Some(Image {
+            root,
+            directory: Some(directory),
+        })
+    }
+
+    /// One in memory, of this size. `None`, and skipped, where that is impossible.
+    fn in_memory(bytes: u64) -> Option<Image> {
+        if !is_root() {
+            skip("needs root to mount a tmpfs");
+            return None;
+        }
+        let directory = tempfile::Builder::new()
+            .prefix("ringest-full-")
+            .tempdir_in(env!("CARGO_TARGET_TMPDIR"))
+            .expect("make a directory");
+        let root = directory.path().join("mounted");
+        fs::create_dir(&root).expect("make the mount point");
+        let mut mount = Command::new("mount");
+        mount
+            .args(["-t", "tmpfs", "-o", &format!("size={bytes}"), "none"])
+            .arg(&root);
+        run(&mut mount);
         Some(Image {
             root,
             directory: Some(directory),
@@ -527,4 +550,85 @@ fn a_ledger_that_was_copied_back_without_its_room_is_refused_as_long_as_the_disk
     assert_eq!(site.manifest().len(), FILES);
     site.assert_sound();
     drop(site);
+}
+
+/// Lines that are missing in a log file are told of there, and ingestion never notices.
+#[test]
+fn a_full_disk_of_the_log_files_stops_nothing_and_what_is_missing_is_counted() {
+    let kinds: [fn() -> Option<Image>; 2] = [|| Image::in_memory(1 << 20), || Image::new(&[])];
+    for kind in kinds {
+        let Some(image) = kind() else { return };
+        let logs = image.root.join("logs");
+        let site = Site::new().with(SETTLES_SOON).with(&[
+            "--log-dir",
+            logs.to_str().expect("UTF-8"),
+            "--log-level",
+            "debug",
+        ]);
+        let mut running = site.start(&[]);
+        running.wait_for_event("started", "");
+        image.fill(16 << 10);
+        for number in 0..4 * FILES {
+            site.put(format!("file {number}"), format!("content {number}"));
+        }
+        site.wait_for_lines(&mut running, 4 * FILES);
+        let failed = running.wait_for_event("log_file_failed", "");
+        assert!(
+            failed["path"]
+                .as_str()
+                .expect("a path")
+                .starts_with(logs.to_str().unwrap())
+        );
+        wait_until("status counts lines", || {
+            status(&site)["log_dropped"].as_u64().expect("a number") > 0
+        });
+        assert_eq!(status(&site)["state"], "running");
+
+        image.empty();
+        site.put("last", "last");
+        site.wait_for_line(&mut running, "last");
+        let ended = running.terminate();
+        for name in ["app.log", "debug.log"] {
+            let text = fs::read_to_string(logs.join(name)).expect("read");
+            let (mut there, mut missing) = (0, 0);
+            for line in text.lines() {
+                let event: Value = serde_json::from_str(line).expect(line);
+                match event["event"].as_str() {
+                    Some("log_dropped") => missing += event["lines"].as_u64().expect("a number"),
+                    _ => there += 1,
+                }
+            }
+            assert!(missing > 0 && there > 0, "{name}");
+            assert_eq!(
+                there + missing,
+                ended.stderr.lines().count() as u64,
+                "{name}"
+            );
+        }
+        site.assert_sound();
+        drop(site);
+    }
+}
+
+/// The files that cannot be made at the start are made once there is room.
+#[test]
+fn a_disk_that_is_full_at_the_start_gets_its_log_files_later() {
+    let Some(image) = Image::new(&["-N", "16"]) else {
+        return;
+    };
+    let logs = image.root.join("logs");
+    fs::create_dir(&logs).expect("make the directory for log files");
+    image.fill_inodes();
+    let log_dir = ["--log-dir", logs.to_str().expect("UTF-8")];
+    let site = Site::new().with(SETTLES_SOON).with(&log_dir);
+    let mut running = site.start(&[]);
+    running.wait_for_event("started", "");
+    running.wait_for_event("log_file_failed", "app.log");
+    assert!(!logs.join("app.log").exists());
+    image.empty();
+    site.put("a", "a");
+    running.wait_for_event("file_ingested", "a");
+    running.terminate();
+    let text = fs::read_to_string(logs.join("app.log")).expect("it is there");
+    assert!(text.contains("log_dropped") && text.contains("file_ingested"));
 }
