@@ -187,13 +187,13 @@ choice! {
         /// A clone where the filesystem makes one, else `write`.
         #[default]
         Auto = "auto",
-        /// The buffer that was hashed is written.
+        /// The buffers that were just hashed are written; from 1 MiB on past the page cache, unless `durability` is `none`.
         Write = "write",
-        /// A clone that shares the blocks of its source (FICLONE; btrfs, xfs).
+        /// A clone that shares the blocks of its source (FICLONE; btrfs, xfs; within one filesystem).
         Reflink = "reflink",
-        /// The kernel copies; what is hashed is read from the copy.
+        /// The kernel copies, or has the server copy (NFS 4.2); within one filesystem. What is hashed is read from the copy.
         CopyFileRange = "copy_file_range",
-        /// The kernel moves pages through a pipe; what is hashed is read from the copy.
+        /// The kernel moves pages through a pipe. What is hashed is read from the copy.
         Splice = "splice",
     }
 }
@@ -201,12 +201,12 @@ choice! {
 choice! {
     /// How readers read.
     ReadMethod {
-        /// Directly what is large and not in the page cache, else through it.
+        /// Past the page cache (O_DIRECT) files above 8 MiB of which hardly anything is in it (`cachestat`, Linux 6.5), so that a backlog does not push out what others have there; else through it.
         #[default]
         Auto = "auto",
         /// Through the page cache.
         Buffered = "buffered",
-        /// Past the page cache (O_DIRECT) where the filesystem can.
+        /// Past the page cache where the filesystem can.
         Direct = "direct",
     }
 }

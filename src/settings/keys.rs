@@ -205,6 +205,23 @@ pub static KEYS: &[Key] = &[
         "What a file's name and this name its sidecar",
     ),
     of_source(
+        "lease",
+        Kind::Choice(words::<LeasePolicy>),
+        &["auto"],
+        "POLICY",
+        "Whether read leases prove that nobody is writing",
+    ),
+    of_flow(
+        "rescan_seconds",
+        Kind::Seconds {
+            min: INTERVAL_SECONDS_MIN,
+        },
+        &["60"],
+        "N",
+        "Time between two full scans of the staging directories, in seconds; up to ten times that where inotify watches all \
+         of them and a scan takes long",
+    ),
+    of_source(
         "recursive",
         Kind::Switch,
         &["false"],
@@ -239,13 +256,6 @@ pub static KEYS: &[Key] = &[
         &["ingest"],
         "POLICY",
         "What to do with empty files",
-    ),
-    of_source(
-        "lease",
-        Kind::Choice(words::<LeasePolicy>),
-        &["auto"],
-        "POLICY",
-        "Whether read leases prove that nobody is writing",
     ),
     of_source(
         "dedupe",
@@ -431,14 +441,11 @@ pub static KEYS: &[Key] = &[
         "How readers read",
     ),
     of_flow(
-        "rescan_seconds",
-        Kind::Seconds {
-            min: INTERVAL_SECONDS_MIN,
-        },
-        &["60"],
-        "N",
-        "Time between two full scans of the staging directories, in seconds; up to ten times that where inotify watches all \
-         of them and a scan takes long",
+        "min_free_bytes",
+        Kind::Bytes,
+        &["0"],
+        "SIZE",
+        "Pause while less than this is free for warehouse, manifests or state: 4096, 500MB, 1GiB",
     ),
     of_flow(
         "metrics_interval",
@@ -499,13 +506,6 @@ pub static KEYS: &[Key] = &[
         &["5"],
         "N",
         "How many log files there are of each, with the one that is written; the oldest is replaced",
-    ),
-    of_flow(
-        "min_free_bytes",
-        Kind::Bytes,
-        &["0"],
-        "SIZE",
-        "Pause while less than this is free for warehouse, manifests or state: 4096, 500MB, 1GiB",
     ),
     hidden(of_flow(
         "batch_files",

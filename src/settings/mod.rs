@@ -15,6 +15,8 @@ mod keys;
 mod layout;
 mod overlap;
 mod raw;
+#[cfg(test)]
+mod reference;
 mod resolve;
 mod rules;
 mod schema;
