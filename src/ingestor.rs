@@ -33,9 +33,9 @@ use crate::pipeline::queue::Queue;
 use crate::pipeline::read::method::Methods;
 use crate::pipeline::read::{Governor, Pace, Reader, ReaderShared};
 use crate::pipeline::record::{Finished, KeptSet, Place, Recorder, RecorderParts};
-use crate::pipeline::{Candidate, Staged, Verdicts};
+use crate::pipeline::{Candidate, Input, Staged, Verdicts};
 use crate::session::{self, Session, Suspicion};
-use crate::settings::{Durability, IoChoice, IoPriority, Settings};
+use crate::settings::{Durability, IoChoice, IoPriority, Order, Settings};
 use crate::trial::points;
 
 /// Settled files that wait for a reader at most.
@@ -137,7 +137,9 @@ impl Flow {
         let failed = |operation: &str, error: std::io::Error| {
             Failure::io(operation.to_string(), state_path, &error)
         };
-        let batch_files = batch_files(settings.batch_files, descriptors);
+        let in_order = |input: &&Arc<Input>| input.settings.order != Order::Arrival;
+        let in_order = session.inputs.iter().filter(in_order).count();
+        let batch_files = batch_files(settings.batch_files, descriptors, in_order > 0);
         let metrics = Arc::new(Metrics::new());
         metrics.restore(session.opening.totals);
         let kept = Arc::new(KeptSet::default());
@@ -250,6 +252,8 @@ impl Flow {
         let mut discoverer = Discoverer::new(DiscovererParts {
             inputs: session.inputs.clone(),
             candidates: Arc::clone(&candidates),
+            staged: Arc::clone(&staged),
+            held_back_max: batch_files / in_order.max(1),
             verdicts: Arc::clone(&verdicts),
             kept,
             reserve,
@@ -595,10 +599,11 @@ fn claimed_from(session: &Session) -> HashMap<SourceId, Arc<std::os::fd::OwnedFd
 
 /// A staged file and its copy hold two descriptors; and there is a batch in the making, one in the queue, one parked, one that
 /// owes something, one waiting to be reported and one being reported. In deep trees a batch has up to three directories open
-/// for each file, and two more to do what is owed.
-fn batch_files(wanted: usize, descriptors: u64) -> usize {
+/// for each file, and two more to do what is owed. If any source has an order, as many files as in a batch are held back for it.
+fn batch_files(wanted: usize, descriptors: u64, in_order: bool) -> usize {
+    let each = if in_order { 19 } else { 17 };
     let spare = SPARE_DESCRIPTORS.min(descriptors * 3 / 4);
-    wanted.min(((descriptors - spare) / 17).max(1) as usize)
+    wanted.min(((descriptors - spare) / each).max(1) as usize)
 }
 
 /// Raises the soft limit on descriptors to the hard one. Returns it.

@@ -18,11 +18,13 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use crate::io::disk::Handle;
 use crate::io::{FileStat, Identity};
 use crate::ledger::{Counts, Digest, Position, SourceId};
 use crate::settings::Source;
 
 use claim::{Claim, ClaimDir};
+use queue::Turn;
 
 /// A staging directory in use.
 #[derive(Debug)]
@@ -76,6 +78,8 @@ pub struct Candidate {
     pub seen_at: Instant,
     /// When it was settled.
     pub settled_at: Instant,
+    /// Its place in the order of its source, if that has one.
+    pub turn: Option<Turn<Staged<Handle>>>,
     /// Its path, and the promise to tell the discoverer how it ended.
     pub ticket: Ticket,
 }

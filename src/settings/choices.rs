@@ -95,6 +95,19 @@ choice! {
 }
 
 choice! {
+    /// In which order files that settle at the same time are recorded.
+    Order {
+        /// As they are read: whichever is done first.
+        #[default]
+        Arrival = "arrival",
+        /// The oldest mtime first, then as `name`.
+        Mtime = "mtime",
+        /// By the bytes of the path beneath the input.
+        Name = "name",
+    }
+}
+
+choice! {
     /// Whether read leases prove that nobody is writing.
     LeasePolicy {
         /// Wherever the kernel grants them.

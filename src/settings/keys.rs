@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use super::choices::{
     Content, CopyMethod, Dedupe, Durability, EmptyPolicy, IoChoice, IoPriority, LeasePolicy,
-    LogFormat, LogLevel, Mode, OnDuplicate, ReadMethod,
+    LogFormat, LogLevel, Mode, OnDuplicate, Order, ReadMethod,
 };
 use super::layout::{self, TemplateFor};
 use super::{content, rules};
@@ -256,6 +256,13 @@ pub static KEYS: &[Key] = &[
         &["ingest"],
         "POLICY",
         "What to do with empty files",
+    ),
+    of_source(
+        "order",
+        Kind::Choice(words::<Order>),
+        &["arrival"],
+        "ORDER",
+        "In which order files that are finished at the same time get their numbers and manifest lines",
     ),
     of_source(
         "dedupe",

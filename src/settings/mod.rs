@@ -31,7 +31,7 @@ use globset::GlobSet;
 
 pub use choices::{
     Concurrency, Content, CopyMethod, Dedupe, Disable, Durability, EmptyPolicy, IoChoice,
-    IoPriority, LeasePolicy, LogFormat, LogLevel, Mode, NotAChoice, OnDuplicate, ReadMethod,
+    IoPriority, LeasePolicy, LogFormat, LogLevel, Mode, NotAChoice, OnDuplicate, Order, ReadMethod,
 };
 pub use content::{ContentRules, CsvRules};
 pub use error::SettingsError;
@@ -146,6 +146,8 @@ pub struct Source {
     pub ignore_suffixes: Vec<String>,
     /// What to do with empty files.
     pub empty: EmptyPolicy,
+    /// In which order files that settle at the same time are recorded.
+    pub order: Order,
     /// Whether read leases are used where they work.
     pub lease: LeasePolicy,
     /// What makes two files the same.

@@ -355,6 +355,7 @@ impl Merged {
                 .map(Into::into)
                 .collect(),
             empty: of_source("empty")?.parse()?,
+            order: of_source("order")?.parse()?,
             lease: of_source("lease")?.parse()?,
             dedupe: of_source("dedupe")?.parse()?,
             on_duplicate,

@@ -12,6 +12,7 @@ mod layout;
 mod logs;
 mod masking;
 mod methods;
+mod order;
 mod placing;
 mod quarantine;
 mod readers;

@@ -23,7 +23,7 @@ use ringest::pipeline::read::digest;
 use ringest::pipeline::record::{KeptSet, Place, Recorder, RecorderParts, Recovery, layout};
 use ringest::pipeline::{Candidate, Copied, Fate, Finding, Input, Proof, Staged, Ticket, Verdicts};
 use ringest::settings::{
-    ContentRules, Dedupe, EmptyPolicy, Layout, LeasePolicy, Mode, OnDuplicate, Source,
+    ContentRules, Dedupe, EmptyPolicy, Layout, LeasePolicy, Mode, OnDuplicate, Order, Source,
 };
 
 use crate::check::{self, Brought, Checked, Memory};
@@ -272,6 +272,7 @@ fn input(image: &Image, config: &Config, dummies: &Dummies, number: u16) -> Inpu
             exclude: None,
             ignore_suffixes: Vec::new(),
             empty: EmptyPolicy::Ingest,
+            order: Order::Arrival,
             lease: LeasePolicy::Auto,
             dedupe: source.dedupe,
             on_duplicate: source.on_duplicate,
@@ -459,6 +460,7 @@ fn read(
             copy: copy.is_some(),
             seen_at: began,
             settled_at: began,
+            turn: None,
             ticket,
         },
         stat,

@@ -3,6 +3,7 @@
 //! The staging directory itself is the durable queue. Everything here is a hint that may be dropped, as long as a scan
 //! follows; so all memory is bounded, and a full queue downstream simply stops the scan.
 
+mod order;
 pub mod scan;
 pub mod settle;
 mod watcher;
@@ -22,15 +23,17 @@ use rustix::event::{PollFd, PollFlags};
 use rustix::fs::{FileType, Timespec};
 
 use crate::failure::{Exit, Failure};
+use crate::io::disk::Handle;
 use crate::io::{FileStat, Reserve, Timestamp, clock, open, stat};
 use crate::observe::events;
 use crate::observe::metrics::{Count, Metrics, Stage};
 use crate::pipeline::queue::Queue;
 use crate::pipeline::read::sidecar_path;
 use crate::pipeline::record::KeptSet;
-use crate::pipeline::{Candidate, Fate, Input, Proof, Ticket, Verdicts, Waiting};
+use crate::pipeline::{Candidate, Fate, Input, Proof, Staged, Ticket, Verdicts, Waiting};
 use crate::settings::{IgnoreReason, Mode};
 
+use order::Ordered;
 use scan::{Entry as ScanEntry, Scan};
 use settle::{Rules, Seen, SeenBy, Step, Unsettled, failed_rest, held_open_rest, turn_rest};
 use watcher::{Report, Watcher};
@@ -49,6 +52,8 @@ const TRIES_MAX: u32 = 4;
 const MAKE_UP_REST: Duration = Duration::from_millis(500);
 /// How often room in a full queue is looked for.
 const FULL_QUEUE_POLL: Duration = Duration::from_millis(1);
+/// How often it is looked whether more of a source with an order may be read.
+const TURN_POLL: Duration = Duration::from_millis(2);
 /// Where inotify watches everything, walks over all directories may take one part in so many of a core...
 const WALK_SHARE: u32 = 200;
 /// ...but come after so many intervals at the latest.
@@ -70,6 +75,10 @@ pub struct DiscovererParts {
     pub inputs: Vec<Arc<Input>>,
     /// Where settled files go.
     pub candidates: Arc<Queue<Candidate>>,
+    /// Where they go from there: those of a source with an order in that.
+    pub staged: Arc<Queue<Staged<Handle>>>,
+    /// Files of each such source that may be read ahead of one that still is, at least one.
+    pub held_back_max: usize,
     /// What became of them.
     pub verdicts: Arc<Verdicts>,
     /// Files to leave alone.
@@ -96,7 +105,12 @@ pub struct Discoverer {
     scans: Vec<VecDeque<Scan>>,
     /// The input whose scan has its turn.
     turn: usize,
+    /// Settled files of sources without an order.
     ready: VecDeque<Candidate>,
+    /// Those of each input that has one.
+    ordered: Vec<Option<Ordered>>,
+    /// Who had a turn last to hand one on: 0 is `ready`, then come the inputs.
+    lane: usize,
     in_flight: usize,
     pending: Count,
     next_rescan: Instant,
@@ -209,6 +223,12 @@ impl Discoverer {
             scans: parts.inputs.iter().map(|_| VecDeque::new()).collect(),
             turn: 0,
             ready: VecDeque::new(),
+            ordered: parts
+                .inputs
+                .iter()
+                .map(|input| Ordered::new(input.settings.order, &parts.staged, parts.held_back_max))
+                .collect(),
+            lane: 0,
             in_flight: 0,
             pending: Count::default(),
             next_rescan: now,
@@ -234,6 +254,7 @@ impl Discoverer {
     pub fn run(&mut self) -> Result<(), Failure> {
         let ended = self.discover();
         self.ready.clear();
+        self.ordered.iter_mut().flatten().for_each(Ordered::clear);
         ended
     }
 
@@ -859,15 +880,20 @@ impl Discoverer {
         let root = Arc::clone(&self.parts.inputs[input]);
         let took = now.saturating_duration_since(entry.file.first_seen);
         self.parts.metrics.record(Stage::Settle, took);
-        self.ready.push_back(Candidate {
+        let candidate = Candidate {
             identity,
             proof,
             copy: entry.copy,
             seen_at: entry.file.first_seen,
             settled_at: now,
+            turn: None,
             ticket: Ticket::new(root.id, path, Arc::clone(&self.parts.verdicts)),
             input: root,
-        });
+        };
+        match &mut self.ordered[input] {
+            Some(ordered) => ordered.add(candidate, now),
+            None => self.ready.push_back(candidate),
+        }
     }
 
     /// Hints were dropped: a scan finds what they were about.
@@ -931,7 +957,8 @@ impl Discoverer {
     /// Pauses while less is free than is to stay free. Looks while there is something to hand on, or to wait for.
     fn watch_reserve(&mut self) {
         let now = Instant::now();
-        let idle = self.ready.is_empty() && self.pause.is_none();
+        let nothing = self.ready.is_empty() && self.opens_at().is_none();
+        let idle = nothing && self.pause.is_none();
         if idle || now < self.next_look_at_reserve {
             return;
         }
@@ -972,7 +999,7 @@ impl Discoverer {
                 self.resume();
                 return;
             }
-            if let Some(candidate) = self.ready.pop_front() {
+            if let Some(candidate) = self.next_settled() {
                 // However long ago it settled: what becomes of it now tells whether there is room.
                 let inputs = self.parts.inputs.iter().zip(&mut self.entries);
                 for (input, entries) in inputs {
@@ -982,24 +1009,76 @@ impl Discoverer {
                         entry.settled_at = now;
                     }
                 }
-                if let Err(candidate) = self.parts.candidates.try_push(candidate) {
+                if let Err(candidate) = self.parts.candidates.try_push(candidate)
+                    && let Some(candidate) = self.keep_in_order(candidate)
+                {
                     self.ready.push_front(candidate);
                 }
             }
             return;
         }
-        while let Some(candidate) = self.ready.pop_front() {
+        while !self.parts.candidates.is_full()
+            && let Some(candidate) = self.next_settled()
+        {
             if let Err(candidate) = self.parts.candidates.try_push(candidate) {
-                self.ready.push_front(candidate);
+                if let Some(candidate) = self.keep_in_order(candidate) {
+                    self.ready.push_front(candidate);
+                }
                 return;
             }
         }
     }
 
+    /// The next file to hand on. Sources with an order take turns with each other and with all others. During a pause they do
+    /// not wait for more files to sort: one of those that are here has to find out about room.
+    fn next_settled(&mut self) -> Option<Candidate> {
+        let now = Instant::now();
+        let lanes = 1 + self.ordered.len();
+        for lane in (1..=lanes).map(|next| (self.lane + next) % lanes) {
+            let candidate = match lane.checked_sub(1) {
+                None => self.ready.pop_front(),
+                Some(input) => {
+                    let walks = !self.scans[input].is_empty();
+                    let ordered = self.ordered[input].as_mut();
+                    let paused = self.pause.is_some();
+                    ordered
+                        .filter(|it| paused || it.is_open(now, walks, self.parts.once))
+                        .and_then(Ordered::next)
+                }
+            };
+            if candidate.is_some() {
+                self.lane = lane;
+                return candidate;
+            }
+        }
+        None
+    }
+
+    /// Puts a file that is not handed on after all back among those of its source; returned if that has no order.
+    fn keep_in_order(&mut self, candidate: Candidate) -> Option<Candidate> {
+        let same = |input: &Arc<Input>| Arc::ptr_eq(input, &candidate.input);
+        let input = self.parts.inputs.iter().position(same);
+        match input.and_then(|input| self.ordered[input].as_mut()) {
+            Some(ordered) => {
+                ordered.add(candidate, Instant::now());
+                None
+            }
+            None => Some(candidate),
+        }
+    }
+
+    /// When the first of those that are to be sorted may be handed on.
+    fn opens_at(&self) -> Option<Instant> {
+        let ordered = self.ordered.iter().flatten();
+        ordered.filter_map(Ordered::opens_at).min()
+    }
+
     /// Files that wait for a reader come back; those that have been read do so when they find no room.
     fn pause_intake(&mut self, reason: &str, now: Instant) {
         while let Some(candidate) = self.parts.candidates.try_pop() {
-            self.ready.push_back(candidate);
+            if let Some(candidate) = self.keep_in_order(candidate) {
+                self.ready.push_back(candidate);
+            }
         }
         if self.parts.metrics.pause(reason) {
             events::intake_paused(reason);
@@ -1133,6 +1212,9 @@ impl Discoverer {
         let mut next = self.next_rescan;
         if let Some(Reverse((due, _, _))) = self.timers.peek() {
             next = next.min(*due);
+        }
+        if let Some(at) = self.opens_at() {
+            next = next.min(at.max(now + TURN_POLL));
         }
         if self.parts.once {
             next = next.min(now + BOOKKEEPING_REST);

@@ -1,10 +1,14 @@
 //! A bounded queue between stages. Lock-free while there is work; a thread with nothing to do sleeps.
 
+mod turns;
+
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
 use std::sync::{Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use crossbeam_queue::ArrayQueue;
+
+pub use turns::{Turn, Turns};
 
 /// A bounded queue for many producers and many consumers.
 #[derive(Debug)]

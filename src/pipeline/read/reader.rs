@@ -976,7 +976,7 @@ impl Reader {
             (None, Some(inspection)) => inspection.finish(),
             (None, None) => Ok(Counts::default()),
         };
-        let staged = Staged {
+        let mut staged = Staged {
             candidate: file.candidate,
             stat: file.before,
             digest,
@@ -989,8 +989,12 @@ impl Reader {
         };
         let governor = &self.shared.governor;
         governor.count(FILE_WORK);
-        // A closed queue: the recorder is gone, and the ticket says so.
-        let _ = (self.shared.staged).push_telling(staged, |rest| governor.held_back(rest));
+        let held_back = |rest| governor.held_back(rest);
+        match staged.candidate.turn.take() {
+            Some(turn) => turn.hand_on(staged, held_back),
+            // A closed queue: the recorder is gone, and the ticket says so.
+            None => drop(self.shared.staged.push_telling(staged, held_back)),
+        }
     }
 }
 
@@ -1281,6 +1285,7 @@ mod tests {
                 copy: false,
                 seen_at: Instant::now(),
                 settled_at: Instant::now(),
+                turn: None,
                 ticket: Ticket::new(input.id, path, Arc::clone(&verdicts)),
             });
             pushed.unwrap();
