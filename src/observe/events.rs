@@ -369,6 +369,7 @@ pub fn summary(summary: &Summary) {
         event = "summary",
         files_processed = summary.files_processed,
         bytes_processed = summary.bytes_processed,
+        bytes_read = summary.bytes_read,
         queue_depth = summary.queue_depth,
         pending = summary.pending,
         files_per_second = summary.files_per_second,

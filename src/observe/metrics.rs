@@ -128,6 +128,9 @@ pub struct Metrics {
     pub pending: Tally,
     /// Candidates in the queue (a gauge).
     pub queue_depth: AtomicU64,
+    /// Bytes that readers have read in this run: of files, or of the copies that the kernel made of them, and of sidecars. What is
+    /// read again counts again.
+    pub bytes_read: AtomicU64,
     /// Operations that failed.
     pub errors: AtomicU64,
     /// Readers that work, and files that each may have open.
@@ -213,6 +216,9 @@ pub struct Status {
     /// Files that each of them may have open at once.
     #[serde(default)]
     pub files_in_flight: u64,
+    /// Bytes that readers have read in this run; those of files that were read again count again.
+    #[serde(default)]
+    pub bytes_read: u64,
     /// Latencies of this run.
     pub latency_ms: BTreeMap<Stage, Latency>,
     /// Failed operations in this run.
@@ -234,6 +240,8 @@ pub struct Summary {
     pub files_processed: u64,
     /// Their bytes.
     pub bytes_processed: u64,
+    /// Bytes that readers have read in this run; those of files that were read again count again.
+    pub bytes_read: u64,
     /// Candidates in the queue.
     pub queue_depth: u64,
     /// Files seen and not recorded yet.
@@ -304,6 +312,7 @@ impl Metrics {
             withdrawn: Tally::default(),
             pending: Tally::default(),
             queue_depth: AtomicU64::new(0),
+            bytes_read: AtomicU64::new(0),
             errors: AtomicU64::new(0),
             readers: AtomicU64::new(0),
             files_in_flight: AtomicU64::new(0),
@@ -415,6 +424,7 @@ impl Metrics {
             oldest_pending_seconds: oldest_pending,
             readers: while_alive(&self.readers),
             files_in_flight: while_alive(&self.files_in_flight),
+            bytes_read: self.bytes_read.load(Ordering::Relaxed),
             latency_ms: self.latencies(),
             errors: self.errors.load(Ordering::Relaxed),
             log_dropped: log::dropped(),
@@ -457,6 +467,7 @@ impl Metrics {
         Summary {
             files_processed: next.processed.files,
             bytes_processed: next.processed.bytes,
+            bytes_read: self.bytes_read.load(Ordering::Relaxed),
             queue_depth: self.queue_depth.load(Ordering::Relaxed),
             pending: self.pending.get().files,
             files_per_second: (done.files as f64 / seconds * 10.0).round() / 10.0,
@@ -582,6 +593,7 @@ impl Status {
                 "readers         {readers}, each with up to {files} files in flight"
             )?;
         }
+        writeln!(out, "bytes read      {}", grouped(self.bytes_read))?;
         writeln!(out, "errors          {}", grouped(self.errors))?;
         writeln!(out, "log dropped     {}", grouped(self.log_dropped))?;
 
@@ -759,7 +771,8 @@ mod tests {
         // What an older version left in the ledger is still understood.
         let mut older = serde_json::to_value(&status).expect("JSON");
         let fields = older.as_object_mut().expect("an object");
-        fields.retain(|name, _| name != "readers" && name != "files_in_flight");
+        let newer = ["readers", "files_in_flight", "bytes_read"];
+        fields.retain(|name, _| !newer.contains(&name.as_str()));
         let back: Status = serde_json::from_value(older).expect("a status");
         assert_eq!(back, status);
     }

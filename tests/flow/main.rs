@@ -12,6 +12,7 @@ mod layout;
 mod logs;
 mod masking;
 mod methods;
+mod one_pass;
 mod order;
 mod placing;
 mod quarantine;

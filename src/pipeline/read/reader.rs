@@ -712,6 +712,10 @@ impl Reader {
                 return;
             }
         };
+        if let Ok(bytes) = done.bytes {
+            let read = &self.shared.metrics.bytes_read;
+            read.fetch_add(bytes as u64, Ordering::Relaxed);
+        }
         let Some(file) = &mut self.slots[index] else {
             self.buffers.push(buffer);
             return;
@@ -1157,6 +1161,8 @@ fn read_sidecar(shared: &ReaderShared, file: &InFlight) -> Result<Option<Sidecar
                 Err(error) => return Err(failed(error)),
             }
         }
+        let all_read = &shared.metrics.bytes_read;
+        all_read.fetch_add(read as u64, Ordering::Relaxed);
         let broken = handle.has_lease() && !lease::still_held(handle.as_fd());
         if broken || stat::stat_fd(&handle).map_err(failed)?.identity != before.identity {
             return Err(again(CHANGED_REST, Waiting::Sidecar));
@@ -1347,6 +1353,8 @@ mod tests {
             reader.run().unwrap();
         }
         assert_eq!(shared.large_open.load(Ordering::Acquire), 0);
+        let bytes_read = shared.metrics.bytes_read.load(Ordering::Relaxed);
+        assert_eq!(bytes_read, sizes.iter().sum::<u64>());
         for _ in sizes {
             let staged = shared.staged.try_pop().expect("all are staged");
             let path = root.path().join("staging").join(staged.candidate.path());
@@ -1426,6 +1434,50 @@ mod tests {
         let staged = shared.staged.try_pop().expect("the small one");
         assert_eq!(staged.stat.identity.size, 700_000);
         assert_eq!(shared.staged.depth(), 0);
+    }
+
+    #[test]
+    fn what_changed_while_it_was_read_is_read_again_and_counted_again() {
+        let root = tempfile::tempdir().unwrap();
+        let shared = shared(root.path(), &[200_000], 1);
+        let (mut reader, _) = Reader::new(Arc::clone(&shared)).unwrap();
+        let candidate = shared.candidates.try_pop().expect("one");
+        let (input, path) = (Arc::clone(&candidate.input), candidate.path().into());
+        let verdicts = Verdicts::new().unwrap();
+        let mut next = Candidate {
+            identity: candidate.identity,
+            proof: Proof::Settled,
+            copy: false,
+            seen_at: Instant::now(),
+            settled_at: Instant::now(),
+            turn: None,
+            ticket: Ticket::new(input.id, path, verdicts),
+            input,
+        };
+        assert!(reader.sit());
+        reader.start(0, candidate);
+        let bytes_read = || shared.metrics.bytes_read.load(Ordering::Relaxed);
+        let mut done = Vec::new();
+        while bytes_read() < 200_000 {
+            reader.engine.wait(&mut done).unwrap();
+            for ended in done.drain(..) {
+                reader.arrived(ended);
+            }
+        }
+        let path = root.path().join("staging/0");
+        let file = File::options().write(true).open(&path).unwrap();
+        file.write_all_at(b"more", 200_000).unwrap();
+        reader.hash_what_is_here();
+        reader.move_on();
+        assert!(shared.staged.try_pop().is_none());
+
+        std::thread::sleep(TICK * 2);
+        next.identity = stat::stat_fd(&file).unwrap().identity;
+        shared.candidates.try_push(next).unwrap();
+        shared.candidates.close();
+        reader.run().unwrap();
+        assert_eq!(shared.staged.depth(), 1);
+        assert_eq!(bytes_read(), 200_000 + 200_004);
     }
 
     #[test]
