@@ -337,13 +337,21 @@ mod tests {
 
     #[test]
     fn documents_are_whole_values() {
-        for text in [
-            r#"{"a": [1, -2.5e3, "x\n", true, false, null, {}], "b": {"a": 1}}"#,
-            " 12 ",
-            "\"\u{e4}\"",
-            "[]",
+        for (text, records) in [
+            (
+                r#"{"a": [1, -2.5e3, "x\n", true, false, null, {}], "b": {"a": 1}}"#,
+                1,
+            ),
+            (" 12 ", 1),
+            ("\"\u{e4}\"", 1),
+            ("[]", 0),
+            ("[[1, 2], {}, 3]", 3),
         ] {
-            assert_eq!(document(text.as_bytes()), Ok(Counts::default()), "{text}");
+            let counts = Counts {
+                records: Some(records),
+                columns: None,
+            };
+            assert_eq!(document(text.as_bytes()), Ok(counts), "{text}");
         }
     }
 
