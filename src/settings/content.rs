@@ -1,10 +1,10 @@
 //! What a source expects of the content of its files.
 
+use super::Schema;
 use super::choices::Content;
-use super::schema::Schema;
 
 /// The rules that a file's content has to keep. One that breaks a rule is set aside.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct ContentRules {
     /// What it is.
     pub content: Content,
@@ -16,7 +16,7 @@ pub struct ContentRules {
     pub extensions: Vec<String>,
     /// For [`Content::Csv`].
     pub csv: CsvRules,
-    /// What JSON documents, and lines of JSON Lines, have to agree with.
+    /// For [`Content::Json`] and each line of [`Content::Jsonl`].
     pub json_schema: Option<Schema>,
 }
 

@@ -101,6 +101,7 @@ impl RawSettings {
         let mut merged = Merged {
             layers,
             shown: Vec::new(),
+            purpose,
         };
 
         let inputs = merged.inputs()?;
@@ -179,6 +180,7 @@ struct Layers {
 struct Merged {
     layers: Layers,
     shown: Vec<Setting>,
+    purpose: Purpose,
 }
 
 /// A source of which only the directory and the name are known yet.
@@ -316,6 +318,7 @@ impl Merged {
                 origin,
             });
         }
+        let purpose = self.purpose;
         let mut of_source = |key: &str| {
             let block = block.map(|index| &self.layers.file.sources[index]);
             let found = self.layers.find(key, block)?;
@@ -359,7 +362,7 @@ impl Merged {
             lease: of_source("lease")?.parse()?,
             dedupe: of_source("dedupe")?.parse()?,
             on_duplicate,
-            content: content_rules(&mut of_source)?,
+            content: content_rules(purpose, &mut of_source)?,
             layout: Layout {
                 partition: of_source("partition")?.parse()?,
                 placed_name: of_source("placed_name")?.parse()?,
@@ -376,6 +379,7 @@ impl Merged {
 
 /// What a source expects of content. `of_source` finds a key's words.
 fn content_rules(
+    purpose: Purpose,
     mut of_source: impl FnMut(&str) -> Result<Found, SettingsError>,
 ) -> Result<ContentRules, SettingsError> {
     let texts = |found: &Found| -> Vec<String> { found.texts().map(Into::into).collect() };
@@ -388,19 +392,7 @@ fn content_rules(
         max_file_size: of_source("max_file_size")?.bytes()?,
         min_file_size: of_source("min_file_size")?.bytes()?,
         csv: CsvRules::default(),
-        json_schema: None,
-    };
-    let schema = of_source("json_schema")?;
-    let json_schema = match schema.words.first() {
-        None => None,
-        Some(word) if !matches!(content, Content::Json | Content::Jsonl) => {
-            let cause = "it does nothing without content = \"json\" or \"jsonl\"".into();
-            return Err(schema.wrong(word.to_string_lossy(), cause));
-        }
-        Some(word) => {
-            let read = Schema::read(&absolute(Path::new(word)));
-            Some(read.map_err(|cause| schema.wrong(word.to_string_lossy(), cause))?)
-        }
+        json_schema: schema(purpose, content, &stated, &of_source("json_schema")?)?,
     };
     let delimiter = of_source("csv_delimiter")?;
     let quote = of_source("csv_quote")?;
@@ -435,11 +427,32 @@ fn content_rules(
             return Err(found.wrong(shown(), cause));
         }
     }
-    Ok(ContentRules {
-        csv,
-        json_schema,
-        ..limits
-    })
+    Ok(ContentRules { csv, ..limits })
+}
+
+/// The schema of a source, if it has one and its content is read.
+fn schema(
+    purpose: Purpose,
+    content: Content,
+    stated: &Found,
+    given: &Found,
+) -> Result<Option<Schema>, SettingsError> {
+    let Some(path) = given.words.first() else {
+        return Ok(None);
+    };
+    let is_json = matches!(content, Content::Json | Content::Jsonl);
+    // A source that says otherwise may share a file with one that says so.
+    if !is_json && stated.origin == Origin::Default {
+        let cause = "it does nothing without content = \"json\" or \"jsonl\"".into();
+        return Err(given.wrong(path.to_string_lossy(), cause));
+    }
+    if !is_json || purpose == Purpose::Store {
+        return Ok(None);
+    }
+    let loaded = Schema::load(&absolute(Path::new(path)));
+    loaded
+        .map(Some)
+        .map_err(|cause| given.wrong(path.to_string_lossy(), cause))
 }
 
 /// A source without a name is called as its directory; where that says too little, by its path.

@@ -242,6 +242,7 @@ fn documents_agree_with_a_schema_or_are_set_aside_and_no_value_is_told() {
         "required": ["id"],
         "properties": {
             "id": {"type": "integer"},
+            "others": {"additionalProperties": {"type": "integer"}},
             "tags": {"type": "array", "items": {"type": "string", "pattern": "^(a+)+$"}}
         }
     }"#;
@@ -258,11 +259,17 @@ fn documents_agree_with_a_schema_or_are_set_aside_and_no_value_is_told() {
     );
     site.put("hard.json", hard);
     site.put("none.json", "[]");
+    // A name that the schema does not know is content.
+    site.put(
+        "other.json",
+        r#"{"id": 1, "others": {"4111111111111111": "x"}}"#,
+    );
     let ended = run(&site);
     assert_eq!(site.manifest().len(), 1);
     for (name, pointer, keyword) in [
         ("secret.json", "/id", "type"),
         ("hard.json", "/tags/1", "pattern"),
+        ("other.json", "/others", "type"),
         ("none.json", "", "type"),
     ] {
         let (rule, message) = reason(&site, name);
@@ -298,11 +305,15 @@ fn documents_agree_with_a_schema_or_are_set_aside_and_no_value_is_told() {
 #[test]
 fn schemas_that_cannot_be_used_are_settings_errors() {
     for (text, says) in [
-        ("{", "no JSON"),
+        ("{", "not JSON"),
         (r#"{"type": "nothing"}"#, "no JSON Schema"),
         (
             r#"{"$ref": "http://example.com/schema.json"}"#,
-            "no JSON Schema",
+            "has to be in it",
+        ),
+        (
+            r#"{"$schema": "http://json-schema.org/draft-07/schema#"}"#,
+            "$schema",
         ),
         (r#"{"pattern": "("}"#, "no JSON Schema"),
     ] {

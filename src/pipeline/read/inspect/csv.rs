@@ -10,7 +10,7 @@ use std::collections::HashMap;
 use crate::pipeline::Finding;
 use crate::settings::CsvRules;
 
-use super::{Counts, at_line, finding, finding_at};
+use super::{Counts, finding};
 
 /// Longest header, in bytes.
 const HEADER_BYTES_MAX: u64 = 1 << 20;
@@ -150,8 +150,7 @@ impl Csv {
             State::Quoted { since } => {
                 let Place { line, column } = since;
                 let message = format!("the quote at line {line}, column {column} is never closed");
-                let at = at_line(line, Some(column));
-                return Err(finding_at("csv_quote", at, message));
+                return Err(finding("csv_quote", message).at(line, column));
             }
             State::Closed { at, .. } if at + 1 < self.seen => return Err(self.text_behind(at)),
             State::Unquoted | State::Closed { .. } => {}
@@ -250,7 +249,8 @@ impl Csv {
         if empty && self.key == Some(self.field) {
             let name = self.rules.key_column.as_deref().unwrap_or_default();
             let message = format!("line {}: the key column {name:?} is empty", self.line);
-            return Err(finding_at("key_column", at_line(self.line, None), message));
+            let column = self.field_at.saturating_sub(self.line_at) + 1;
+            return Err(finding("key_column", message).at(self.line, column));
         }
         self.state = State::Unquoted;
         self.field += 1;
@@ -266,7 +266,7 @@ impl Csv {
                 "line {}: it has {fields} columns, the first record has {columns}",
                 self.line
             );
-            return Err(finding_at("csv_width", at_line(self.line, None), message));
+            return Err(finding("csv_width", message).in_line(self.line));
         }
         match self.header.take() {
             None => self.records += 1,
@@ -274,7 +274,9 @@ impl Csv {
             Some(mut header) => {
                 header.truncate(end as usize);
                 header.drain(..self.record_at as usize);
-                self.read_header(&header)?;
+                let line = self.line;
+                self.read_header(&header)
+                    .map_err(|found| found.in_line(line))?;
             }
         }
         Ok(())
@@ -304,11 +306,8 @@ impl Csv {
 
     fn text_behind(&self, closed: u64) -> Finding {
         let (line, column) = (self.line, closed + 2 - self.line_at);
-        finding_at(
-            "csv_quote",
-            at_line(line, Some(column)),
-            format!("line {line}, column {column}: text follows a closing quote"),
-        )
+        let message = format!("line {line}, column {column}: text follows a closing quote");
+        finding("csv_quote", message).at(line, column)
     }
 }
 
@@ -462,6 +461,25 @@ mod tests {
         );
         refused(&r, b"", "csv_header", "it has no header: it is empty");
         refused(&r, b"\n\n", "csv_header", "it has no header: it is empty");
+    }
+
+    #[test]
+    fn the_place_is_told_to_programs_too() {
+        let place = |content: &[u8]| {
+            let keyed = CsvRules {
+                key_column: Some("b".into()),
+                ..rules()
+            };
+            let position = check(&keyed, content).unwrap_err().position;
+            (position.line, position.column)
+        };
+        assert_eq!(place(b"a,b\n1,2\n1,2,3\n"), (Some(3), None));
+        assert_eq!(place(b"a,b\n1,\"2\n3,4\n"), (Some(2), Some(3)));
+        assert_eq!(place(b"a,b\r\n1,\"2\"x\r\n"), (Some(2), Some(6)));
+        assert_eq!(place(b"a,b\n1,2\nx,\n"), (Some(3), Some(3)));
+        assert_eq!(place(b"\xef\xbb\xbfa,b\nxy,\"\"\n"), (Some(2), Some(4)));
+        assert_eq!(place(b"\na,b,a\n"), (Some(2), None));
+        assert_eq!(place(b"a\n1\n"), (Some(1), None));
     }
 
     #[test]

@@ -1,20 +1,30 @@
-//! JSON (RFC 8259) and JSON Lines: well formed, no deeper than 128, no key twice in one object.
+//! JSON (RFC 8259) and JSON Lines: well formed, no deeper than 128, no key twice in one object, and as a schema has it.
+//!
+//! Only a schema needs the values themselves. They take many times the bytes of their text, so what they will take is added up while
+//! the text is parsed, and large ones are made one at a time.
 
 use std::borrow::Cow;
 use std::collections::HashSet;
 use std::fmt;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 
-use crate::ledger::Position;
 use crate::pipeline::Finding;
 use crate::settings::Schema;
 
-use super::{Counts, DOCUMENT_BYTES_MAX, at_line, finding, finding_at};
+use super::{Counts, DOCUMENT_BYTES_MAX, finding};
 
 const RULE: &str = "json";
 const TOO_LONG: &str = "json_size";
+const SCHEMA_RULE: &str = "json_schema";
+
+/// Most memory that the values of one document may take to be checked with a schema, in bytes.
+const VALUES_BYTES_MAX: u64 = 1 << 30;
+/// From so many bytes on, the values of one document at a time are in memory.
+const ALONE_BYTES: u64 = 8 << 20;
+/// Held by who has such values.
+static ALONE: Mutex<()> = Mutex::new(());
 
 /// A check of one JSON document. It is gathered and parsed at its end.
 #[derive(Debug, Default)]
@@ -24,7 +34,7 @@ pub struct Document {
 }
 
 impl Document {
-    /// A check that it agrees with a schema, too.
+    /// A check of a document that has not been looked at.
     pub fn new(schema: Option<Schema>) -> Document {
         Document {
             schema,
@@ -39,55 +49,15 @@ impl Document {
 
     /// The end of the file.
     pub fn finish(self) -> Result<Counts, Finding> {
-        let Value(records) = parse(&self.bytes).map_err(|error| {
-            let (line, column) = (error.line() as u64, error.column() as u64);
-            let what = cause(&error);
-            finding_at(
-                RULE,
-                at_line(line, Some(column)),
-                format!("line {line}, column {column}: {what}"),
-            )
-        })?;
+        let value = parse(&self.bytes).map_err(|error| malformed(error.line() as u64, &error))?;
         if let Some(schema) = &self.schema {
-            agrees(schema, &self.bytes, None)?;
+            keeps(schema, &self.bytes, value.taken, None)?;
         }
         Ok(Counts {
-            records: Some(records),
+            records: Some(value.items),
             columns: None,
         })
     }
-}
-
-/// Documents of more bytes than this are made a tree of one at a time: it takes up to some twenty times as much memory.
-const LARGE_TREE_BYTES: usize = 1 << 20;
-
-static LARGE_TREE: Mutex<()> = Mutex::new(());
-
-/// Whether a document, well formed, agrees with a schema. `line`: which one it is of JSON Lines.
-fn agrees(schema: &Schema, bytes: &[u8], line: Option<u64>) -> Result<(), Finding> {
-    let _alone = (bytes.len() > LARGE_TREE_BYTES)
-        .then(|| LARGE_TREE.lock().unwrap_or_else(PoisonError::into_inner));
-    let Ok(tree) = serde_json::from_slice(bytes) else {
-        return Err(finding(RULE, "it cannot be read as a tree of values"));
-    };
-    let Some((pointer, rule)) = schema.broken_by(&tree) else {
-        return Ok(());
-    };
-    let place = match line {
-        Some(line) => format!("line {line}: "),
-        None => String::new(),
-    };
-    let shown = match pointer.as_str() {
-        "" => "the document".into(),
-        pointer => format!("the value at {pointer:?}"),
-    };
-    let position = Position {
-        line,
-        pointer: Some(pointer),
-        ..Position::default()
-    };
-    let message = format!("{place}{shown} breaks {rule:?} of the schema");
-    Err(finding_at("json_schema", position, message))
 }
 
 /// A check of JSON Lines: a value on each line. Blank lines are none.
@@ -102,7 +72,7 @@ pub struct Lines {
 }
 
 impl Lines {
-    /// A check that each agrees with a schema, too.
+    /// A check of lines that have not been looked at.
     pub fn new(schema: Option<Schema>) -> Lines {
         Lines {
             schema,
@@ -140,7 +110,8 @@ impl Lines {
 
     fn gather(&mut self, bytes: &[u8]) -> Result<(), Finding> {
         let number = self.lines + 1;
-        gather(&mut self.begun, bytes, || format!("line {number}"))
+        let gathered = gather(&mut self.begun, bytes, || format!("line {number}"));
+        gathered.map_err(|found| found.in_line(number))
     }
 
     fn end_line(&mut self, line: &[u8]) -> Result<(), Finding> {
@@ -149,14 +120,9 @@ impl Lines {
             return Ok(());
         }
         self.records += 1;
-        let number = self.lines;
-        parse(line).map_err(|error| {
-            let (column, what) = (error.column() as u64, cause(&error));
-            let at = at_line(number, Some(column));
-            finding_at(RULE, at, format!("line {number}, column {column}: {what}"))
-        })?;
+        let value = parse(line).map_err(|error| malformed(self.lines, &error))?;
         match &self.schema {
-            Some(schema) => agrees(schema, line, Some(number)),
+            Some(schema) => keeps(schema, line, value.taken, Some(self.lines)),
             None => Ok(()),
         }
     }
@@ -169,6 +135,46 @@ fn gather(begun: &mut Vec<u8>, bytes: &[u8], what: impl Fn() -> String) -> Resul
     }
     begun.extend(bytes);
     Ok(())
+}
+
+/// Whether a well-formed document, or that line, whose values take so many bytes, is as the schema has it.
+fn keeps(schema: &Schema, text: &[u8], values: u64, line: Option<u64>) -> Result<(), Finding> {
+    let place = line.map_or(String::new(), |line| format!("line {line}, "));
+    let in_line = |found: Finding| match line {
+        Some(line) => found.in_line(line),
+        None => found,
+    };
+    if values > VALUES_BYTES_MAX {
+        let message = format!(
+            "{place}its values take more than {VALUES_BYTES_MAX} bytes of memory, too many for a schema"
+        );
+        return Err(in_line(finding(TOO_LONG, message)));
+    }
+    // What a panic left behind is nothing.
+    let _alone = (values >= ALONE_BYTES).then(|| ALONE.lock().unwrap_or_else(|e| e.into_inner()));
+    let document: serde_json::Value = serde_json::from_slice(text)
+        .map_err(|error| malformed(line.unwrap_or(error.line() as u64), &error))?;
+    let Some(broken) = schema.broken_by(&document) else {
+        return Ok(());
+    };
+    let beneath = if broken.beneath {
+        "a value beneath "
+    } else {
+        ""
+    };
+    let message = format!(
+        "{place}{beneath}{:?} does not keep {:?} of the schema",
+        broken.pointer, broken.keyword
+    );
+    let mut found = finding(SCHEMA_RULE, message);
+    found.position.pointer = Some(broken.pointer);
+    Err(in_line(found))
+}
+
+fn malformed(line: u64, error: &serde_json::Error) -> Finding {
+    let column = error.column() as u64;
+    let message = format!("line {line}, column {column}: {}", cause(error));
+    finding(RULE, message).at(line, column)
 }
 
 /// The parser's words without its place, which is that in the line.
@@ -187,11 +193,28 @@ fn parse(bytes: &[u8]) -> Result<Value, serde_json::Error> {
     Ok(value)
 }
 
-/// Any value; nothing of it is kept but how many items it has, if it is an array: others are one.
-struct Value(u64);
+/// What is known of any value.
+struct Value {
+    /// Bytes of memory that it would take as a [`serde_json::Value`], about.
+    taken: u64,
+    /// Items of an array; others are one.
+    items: u64,
+}
+
+impl Value {
+    fn one(taken: u64) -> Value {
+        Value { taken, items: 1 }
+    }
+}
 
 /// Takes any value.
 struct Any;
+
+/// A value itself.
+const ONE: u64 = size_of::<serde_json::Value>() as u64;
+/// A node of a map, which has room for eleven entries; at least five are in it, if there are so many.
+const NODE: u64 = 11 * (ONE + size_of::<String>() as u64) + 16;
+const ENTRY: u64 = NODE / 5;
 
 impl<'de> Deserialize<'de> for Value {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Value, D::Error> {
@@ -207,46 +230,56 @@ impl<'de> Visitor<'de> for Any {
     }
 
     fn visit_unit<E>(self) -> Result<Value, E> {
-        Ok(Value(1))
+        Ok(Value::one(ONE))
     }
 
     fn visit_bool<E>(self, _: bool) -> Result<Value, E> {
-        Ok(Value(1))
+        Ok(Value::one(ONE))
     }
 
     fn visit_i64<E>(self, _: i64) -> Result<Value, E> {
-        Ok(Value(1))
+        Ok(Value::one(ONE))
     }
 
     fn visit_u64<E>(self, _: u64) -> Result<Value, E> {
-        Ok(Value(1))
+        Ok(Value::one(ONE))
     }
 
     fn visit_f64<E>(self, _: f64) -> Result<Value, E> {
-        Ok(Value(1))
+        Ok(Value::one(ONE))
     }
 
-    fn visit_str<E>(self, _: &str) -> Result<Value, E> {
-        Ok(Value(1))
+    fn visit_str<E>(self, text: &str) -> Result<Value, E> {
+        Ok(Value::one(ONE + text.len() as u64))
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
-        let mut count = 0;
-        while items.next_element::<Value>()?.is_some() {
+        let (mut taken, mut count) = (ONE, 0);
+        while let Some(item) = items.next_element::<Value>()? {
+            taken += item.taken.saturating_sub(ONE);
             count += 1;
         }
-        Ok(Value(count))
+        // A list has room for four from the first one on, and when it grows, for as many again.
+        let room = if count == 0 { 0 } else { (2 * count).max(4) };
+        Ok(Value {
+            taken: taken + room * ONE,
+            items: count,
+        })
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Value, A::Error> {
         let mut keys = Keys::default();
+        let (mut taken, mut entries_taken) = (ONE, 0);
         while let Some(Key(key)) = entries.next_key()? {
+            taken += key.len() as u64;
             if !keys.insert(key) {
                 return Err(A::Error::custom("an object has the same key twice"));
             }
-            entries.next_value::<Value>()?;
+            let value = entries.next_value::<Value>()?;
+            taken += value.taken.saturating_sub(ONE);
+            entries_taken = (entries_taken + ENTRY).max(NODE);
         }
-        Ok(Value(1))
+        Ok(Value::one(taken + entries_taken))
     }
 }
 
@@ -374,6 +407,45 @@ mod tests {
     }
 
     #[test]
+    fn the_place_is_told_to_programs_too() {
+        let place = |ended: Result<Counts, Finding>| {
+            let position = ended.unwrap_err().position;
+            (position.line, position.column)
+        };
+        assert_eq!(place(document(b"[1,\n2")), (Some(2), Some(1)));
+        assert_eq!(place(document(b"")), (Some(1), None));
+        assert_eq!(place(lines(b"{}\n\n{\"a\"}\n")), (Some(3), Some(5)));
+    }
+
+    #[test]
+    fn what_values_take_is_known_before_they_are_made() {
+        let taken = |text: &str| parse(text.as_bytes()).unwrap().taken;
+        assert_eq!(taken("1"), ONE);
+        assert_eq!(taken("\"abc\""), ONE + 3);
+        assert_eq!(taken("[1, [], 2]"), ONE + 3 * 2 * ONE);
+        assert_eq!(taken("{\"abc\": \"de\"}"), ONE + NODE + 3 + 2);
+        let entries: Vec<String> = (10..60).map(|key| format!("\"{key}\":0")).collect();
+        let many = format!("{{{}}}", entries.join(","));
+        assert!(taken(&many) > 50 * ENTRY && taken(&many) < 70 * ENTRY);
+    }
+
+    #[test]
+    fn a_small_text_of_too_many_values_is_not_made_for_a_schema() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("schema.json");
+        std::fs::write(&path, "true").unwrap();
+        let schema = Schema::load(&path).unwrap();
+        let few = b"[{\"a\":0}]";
+        let many = format!("[{}0]", "{\"a\":0},".repeat(2 << 20));
+        for (text, rule) in [(&few[..], None), (many.as_bytes(), Some(TOO_LONG))] {
+            let mut document = Document::new(Some(schema.clone()));
+            document.feed(text).unwrap();
+            let ended = document.finish().err();
+            assert_eq!(ended.map(|found| found.rule).as_deref(), rule);
+        }
+    }
+
+    #[test]
     fn each_key_is_compared_with_all_others() {
         for first in [0, 15, 16, 40] {
             let mut keys: Vec<String> = (0..50).map(|key| format!("\"{key}\":0")).collect();
@@ -429,5 +501,6 @@ mod tests {
         );
         let found = lines.feed(&piece).unwrap_err();
         assert_eq!(found.message, "line 1 has more than 67108864 bytes");
+        assert_eq!(found.position.line, Some(1));
     }
 }

@@ -121,35 +121,31 @@ fn outside_limits(rules: &ContentRules, path: &Path, bytes: u64) -> Option<Findi
     None
 }
 
-fn finding_at(rule: &str, position: Position, message: impl Into<String>) -> Finding {
-    Finding {
-        position,
-        ..finding(rule, message)
-    }
-}
-
-/// A line, and a column if that is known.
-fn at_line(line: u64, column: Option<u64>) -> Position {
-    Position {
-        line: Some(line),
-        column,
-        ..Position::default()
-    }
-}
-
-/// So many bytes from the beginning.
-fn at_byte(byte: u64) -> Position {
-    Position {
-        byte: Some(byte),
-        ..Position::default()
-    }
-}
-
 fn finding(rule: &str, message: impl Into<String>) -> Finding {
     Finding {
         rule: rule.into(),
         message: message.into(),
         position: Position::default(),
+    }
+}
+
+impl Finding {
+    /// It is behind so many bytes.
+    fn at_byte(mut self, byte: u64) -> Finding {
+        self.position.byte = Some(byte);
+        self
+    }
+
+    /// It is in that line, from 1.
+    fn in_line(mut self, line: u64) -> Finding {
+        self.position.line = Some(line);
+        self
+    }
+
+    /// It is at that byte of that line, both from 1. A column of 0 is where nothing is yet.
+    fn at(mut self, line: u64, column: u64) -> Finding {
+        self.position.column = (column > 0).then_some(column);
+        self.in_line(line)
     }
 }
 

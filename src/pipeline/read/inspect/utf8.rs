@@ -2,7 +2,7 @@
 
 use crate::pipeline::Finding;
 
-use super::{at_byte, finding_at};
+use super::finding;
 
 /// A check of UTF-8.
 #[derive(Debug, Default)]
@@ -19,11 +19,8 @@ impl Utf8 {
     pub fn feed(&mut self, bytes: &[u8]) -> Result<(), Finding> {
         if let Some(at) = memchr::memchr(0, bytes) {
             let at = self.seen + at as u64;
-            return Err(finding_at(
-                "nul",
-                at_byte(at),
-                format!("byte {at} is NUL: it is no text"),
-            ));
+            let message = format!("byte {at} is NUL: it is no text");
+            return Err(finding("nul", message).at_byte(at));
         }
         let mut rest = bytes;
         while self.begun_bytes > 0
@@ -62,14 +59,13 @@ impl Utf8 {
             bytes => {
                 let at = self.seen - bytes as u64;
                 let message = format!("it ends within the character that begins at byte {at}");
-                Err(finding_at("utf8", at_byte(at), message))
+                Err(finding("utf8", message).at_byte(at))
             }
         }
     }
 
     fn invalid(&self, at: u64) -> Finding {
-        let message = format!("it is not UTF-8 from byte {at} on");
-        finding_at("utf8", at_byte(at), message)
+        finding("utf8", format!("it is not UTF-8 from byte {at} on")).at_byte(at)
     }
 }
 
@@ -107,9 +103,10 @@ mod tests {
             match std::str::from_utf8(&bytes) {
                 Ok(_) => prop_assert_eq!(ours, Ok(())),
                 Err(error) => {
-                    let message = ours.unwrap_err().message;
-                    let at = format!("byte {}", error.valid_up_to());
-                    prop_assert!(message.contains(&at), "{} {}", message, at);
+                    let found = ours.unwrap_err();
+                    let at = error.valid_up_to();
+                    prop_assert!(found.message.contains(&format!("byte {at}")), "{:?}", found);
+                    prop_assert_eq!(found.position.byte, Some(at as u64));
                 }
             }
         }
