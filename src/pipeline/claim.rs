@@ -4,6 +4,7 @@
 //! | a crash after | leaves the file | and the next start |
 //! |---|---|---|
 //! | the move to the claim directory, durable or not | there, or in its input | finishes what the recorder had begun, then gives back what is left |
+//! | the same, on btrfs | under both names | removes the one in the claim directory |
 //! | a move back, durable or not | in its input, or there | the same |
 //!
 //! Nothing of a file that was claimed is placed before both directories are durable (`record/place.rs`).
@@ -79,6 +80,14 @@ impl ClaimDir {
                 _ => layout::with_infix(name, &format!("returned{number}")),
             };
             match self.disk.rename(&from, name, &to, &back) {
+                // A power cut brought its name in the input back beside the one here (btrfs).
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists && number == 0 => {
+                    if self.is_same(&from, &to, name)? {
+                        self.disk.unlink(&from, name)?;
+                        points::reached("claim_given_back");
+                        return Ok(true);
+                    }
+                }
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
                 Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
                 moved => {
@@ -88,6 +97,14 @@ impl ClaimDir {
             }
         }
         Err(io::ErrorKind::AlreadyExists.into())
+    }
+
+    /// Whether a name is that of one file in two directories.
+    fn is_same(&self, one: &DirHandle, other: &DirHandle, name: &OsStr) -> io::Result<bool> {
+        let (one, other) = (self.disk.stat(one, name)?, self.disk.stat(other, name)?);
+        Ok(one
+            .zip(other)
+            .is_some_and(|(one, other)| one.identity.same_file(&other.identity)))
     }
 
     /// Gives all that is in it back to its input, but for what is owed its removal. Returns how many.

@@ -222,10 +222,16 @@ fn a_claim_directory_shows_what_is_in_work_and_gives_back_what_is_not_taken() {
     fs::create_dir_all(claims.join("sub")).expect("make a directory");
     fs::write(claims.join("sub/a.csv"), "left behind").expect("write");
     fs::write(claims.join("b.csv"), "left behind, too").expect("write");
+    // A power cut may leave a file under both names.
+    let both = site.put("both.csv", "once");
+    fs::hard_link(both, claims.join("both.csv")).expect("link");
     let ended = run(&site, &["--claim-dir", claim]);
     ended.event("claims_returned", "work");
     let placed = files(&site, "done");
-    assert_eq!(placed, ["b.csv", "sub/a.csv", "sub/a.returned1.csv"]);
+    assert_eq!(
+        placed,
+        ["b.csv", "both.csv", "sub/a.csv", "sub/a.returned1.csv"]
+    );
     assert_eq!(files(&site, "work"), [""; 0]);
     // A file that somebody writes to goes back, and comes when he is done.
     let path = site.put("slow.csv", "begun");
@@ -238,8 +244,8 @@ fn a_claim_directory_shows_what_is_in_work_and_gives_back_what_is_not_taken() {
     std::io::Write::write_all(&mut writer, b" and ended").expect("write");
     drop(writer);
     run(&site, &["--claim-dir", claim]);
-    assert_eq!(files(&site, "done").len(), 4);
-    assert_agrees(&site, 4);
+    assert_eq!(files(&site, "done").len(), 5);
+    assert_agrees(&site, 5);
 }
 
 #[test]
