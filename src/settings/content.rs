@@ -1,13 +1,15 @@
 //! What a source expects of the content of its files.
 
-use super::Schema;
 use super::choices::Content;
+use super::{Encoding, Schema};
 
 /// The rules that a file's content has to keep. One that breaks a rule is set aside.
 #[derive(Debug, Clone, Default)]
 pub struct ContentRules {
     /// What it is.
     pub content: Content,
+    /// How its text is written.
+    pub encoding: Encoding,
     /// Most bytes; 0: no limit.
     pub max_file_size: u64,
     /// Least bytes.

@@ -101,6 +101,8 @@ pub enum Kind {
     FileMode,
     /// A group's name or number.
     Group,
+    /// The name of an encoding.
+    Encoding,
 }
 
 fn words<T: ValueEnum>() -> Vec<PossibleValue> {
@@ -284,6 +286,13 @@ pub static KEYS: &[Key] = &[
         &["any"],
         "FORMAT",
         "What files hold; what they do not hold well is set aside",
+    ),
+    of_source(
+        "encoding",
+        Kind::Encoding,
+        &["utf-8"],
+        "NAME",
+        "How text is written",
     ),
     of_source(
         "extensions",
@@ -632,6 +641,7 @@ impl Kind {
             Self::Template(what) => what.check(text),
             Self::FileMode => layout::mode(text).map(drop),
             Self::Group => layout::group(text).map(drop),
+            Self::Encoding => text.parse::<super::Encoding>().map(drop),
         }
     }
 

@@ -10,6 +10,7 @@
 
 mod choices;
 mod content;
+mod encoding;
 mod error;
 mod keys;
 mod layout;
@@ -34,6 +35,7 @@ pub use choices::{
     IoPriority, LeasePolicy, LogFormat, LogLevel, Mode, NotAChoice, OnDuplicate, Order, ReadMethod,
 };
 pub use content::{ContentRules, CsvRules};
+pub use encoding::Encoding;
 pub use error::SettingsError;
 pub use keys::{
     BATCH_FILES_MAX, HASH_LANES_MAX, INTERVAL_SECONDS_MIN, KEYS, Key, Kind, LOG_FILES_MAX,

@@ -386,8 +386,15 @@ fn content_rules(
     let character = |found: &Found| content::character(found.texts().next().unwrap_or_default());
     let stated = of_source("content")?;
     let content = stated.parse()?;
+    let encoding = of_source("encoding")?;
+    if encoding.origin != Origin::Default && stated.origin == Origin::Default {
+        let cause =
+            "it does nothing without content = \"text\", \"csv\", \"json\" or \"jsonl\"".into();
+        return Err(encoding.wrong(encoding.words[0].to_string_lossy(), cause));
+    }
     let limits = ContentRules {
         content,
+        encoding: encoding.parse()?,
         extensions: texts(&of_source("extensions")?),
         max_file_size: of_source("max_file_size")?.bytes()?,
         min_file_size: of_source("min_file_size")?.bytes()?,

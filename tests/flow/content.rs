@@ -96,6 +96,59 @@ fn what_breaks_a_rule_is_set_aside_with_its_reason_and_the_rest_arrives() {
 }
 
 #[test]
+fn text_in_a_declared_encoding_is_checked_as_text_and_placed_as_it_came() {
+    let utf16 =
+        |text: &str| -> Vec<u8> { text.encode_utf16().flat_map(u16::to_le_bytes).collect() };
+    let site = site("content = \"csv\"\nencoding = \"utf-16\"\nrequired_columns = [\"größe\"]\n");
+    let good = "\u{feff}größe,\"😀\n\"\r\n1,2\r\n".to_owned();
+    let long = format!("größe,b\n{}", "1,ä\n".repeat(500_000));
+    for (name, text) in [("good.csv", &good), ("long.csv", &long)] {
+        site.put(name, utf16(text));
+    }
+    let bad: [(&str, Vec<u8>, &str, &str); 5] = [
+        ("width.csv", utf16("größe,b\n1\n"), "csv_width", "line 2"),
+        (
+            "column.csv",
+            utf16("grosse,b\n1,2\n"),
+            "required_columns",
+            "größe",
+        ),
+        (
+            "half.csv",
+            utf16("größe\n1")[..13].to_vec(),
+            "encoding",
+            "byte 12",
+        ),
+        (
+            "mark.csv",
+            "\u{feff}größe\n1".into(),
+            "encoding",
+            "byte order mark of UTF-8",
+        ),
+        ("nul.csv", utf16("größe\n\0"), "nul", "NUL"),
+    ];
+    for (name, content, ..) in &bad {
+        site.put(name, content);
+    }
+    run(&site);
+    for (name, text, records) in [("good.csv", &good, 1), ("long.csv", &long, 500_000)] {
+        let line = site.line(name);
+        assert_eq!(line.sha256(), sha256(&utf16(text)));
+        assert_eq!(
+            (line.number("records"), line.number("columns")),
+            (records, 2)
+        );
+    }
+    assert_eq!(site.quarantined().len(), bad.len());
+    for (name, _, rule, says) in bad {
+        let (broken, message) = reason(&site, name);
+        assert_eq!(broken, rule, "{name}: {message}");
+        assert!(message.contains(says), "{name}: {message}");
+    }
+    site.assert_agrees();
+}
+
+#[test]
 fn each_source_has_rules_of_its_own() {
     let site = Site::new().with(&["--stability-seconds", "0.1"]);
     let [texts, lines, any] = ["texts", "lines", "any"].map(|name| {
@@ -223,6 +276,8 @@ fn settings_that_contradict_each_other_are_refused() {
         ),
         ("content = \"csv\"\ncsv_delimiter = \"ab\"", "ASCII"),
         ("content = \"xml\"", "jsonl"),
+        ("encoding = \"latin1\"", "content = \"text\""),
+        ("content = \"text\"\nencoding = \"utf-7\"", "windows-1252"),
     ] {
         let site = site(content);
         let config = site.root.join("ringest.toml");

@@ -3,6 +3,7 @@
 //! What a message says of a file is where it is wrong and why. It quotes names from the settings, never what the file holds.
 
 mod csv;
+mod encoding;
 mod json;
 mod utf8;
 
@@ -11,9 +12,10 @@ use std::path::Path;
 
 use crate::ledger::{Counts, Position};
 use crate::pipeline::Finding;
-use crate::settings::{Content, ContentRules};
+use crate::settings::{Content, ContentRules, Encoding};
 
 pub use csv::Csv;
+pub use encoding::Decoding;
 pub use json::{Document, Lines};
 pub use utf8::Utf8;
 
@@ -23,12 +25,20 @@ pub const DOCUMENT_BYTES_MAX: usize = 64 << 20;
 /// The checks of one file.
 #[derive(Debug)]
 pub struct Inspection {
-    utf8: Utf8,
+    text: Text,
     format: Format,
     /// The first rule that was broken. What comes after it is not looked at.
     broken: Option<Finding>,
 }
 
+/// How the bytes become text.
+#[derive(Debug)]
+enum Text {
+    Utf8(Utf8),
+    Other(Decoding),
+}
+
+/// What is checked in the text.
 #[derive(Debug)]
 enum Format {
     /// Neither text nor anything else.
@@ -52,8 +62,12 @@ impl Inspection {
             Content::Json => Format::Json(Document::new(rules.json_schema.clone())),
             Content::Jsonl => Format::JsonLines(Lines::new(rules.json_schema.clone())),
         };
+        let text = match rules.encoding {
+            Encoding::Utf8 => Text::Utf8(Utf8::default()),
+            other => Text::Other(Decoding::new(other)),
+        };
         Some(Inspection {
-            utf8: Utf8::default(),
+            text,
             format,
             broken: outside_limits(rules, path, bytes),
         })
@@ -64,12 +78,11 @@ impl Inspection {
         if self.broken.is_some() {
             return;
         }
-        let seen = match &mut self.format {
-            Format::Any => Ok(()),
-            Format::Text => self.utf8.feed(bytes),
-            Format::Csv(csv) => self.utf8.feed(bytes).and_then(|()| csv.feed(bytes)),
-            Format::Json(document) => self.utf8.feed(bytes).and_then(|()| document.feed(bytes)),
-            Format::JsonLines(lines) => self.utf8.feed(bytes).and_then(|()| lines.feed(bytes)),
+        let Inspection { text, format, .. } = self;
+        let seen = match (&mut *format, text) {
+            (Format::Any, _) => Ok(()),
+            (format, Text::Utf8(utf8)) => utf8.feed(bytes).and_then(|()| format.feed(bytes)),
+            (format, Text::Other(other)) => other.feed(bytes, |text| format.feed(text)),
         };
         if let Err(finding) = seen {
             self.broken = Some(finding);
@@ -83,13 +96,37 @@ impl Inspection {
     /// # Errors
     /// The first rule that it breaks.
     pub fn finish(self) -> Result<Counts, Finding> {
-        if let Some(finding) = self.broken {
+        let Inspection {
+            text,
+            mut format,
+            broken,
+        } = self;
+        if let Some(finding) = broken {
             return Err(finding);
         }
-        if !matches!(self.format, Format::Any) {
-            self.utf8.finish()?;
+        match (&mut format, text) {
+            (Format::Any, _) => {}
+            (_, Text::Utf8(utf8)) => utf8.finish()?,
+            (format, Text::Other(mut other)) => other.finish(|text| format.feed(text))?,
         }
-        match self.format {
+        format.finish()
+    }
+}
+
+impl Format {
+    /// Takes in the next bytes of the text, as UTF-8.
+    fn feed(&mut self, text: &[u8]) -> Result<(), Finding> {
+        match self {
+            Format::Any | Format::Text => Ok(()),
+            Format::Csv(csv) => csv.feed(text),
+            Format::Json(document) => document.feed(text),
+            Format::JsonLines(lines) => lines.feed(text),
+        }
+    }
+
+    /// The end of the text.
+    fn finish(self) -> Result<Counts, Finding> {
+        match self {
             Format::Any | Format::Text => Ok(Counts::default()),
             Format::Csv(csv) => csv.finish(),
             Format::Json(document) => document.finish(),
