@@ -29,7 +29,9 @@ use crate::observe::metrics::{Metrics, State};
 use crate::observe::reporter::Reporter;
 use crate::observe::{events, log, systemd};
 use crate::pipeline::discover::{Discoverer, DiscovererParts, ONCE_PAUSE_MAX};
-use crate::pipeline::queue::Queue;
+use crate::pipeline::queue::{Budget, Queue};
+use crate::pipeline::read::checks::Checks;
+use crate::pipeline::read::inspect::DOCUMENT_BYTES_MAX;
 use crate::pipeline::read::method::Methods;
 use crate::pipeline::read::{Governor, Pace, Reader, ReaderShared};
 use crate::pipeline::record::{Finished, KeptSet, Place, Recorder, RecorderParts};
@@ -58,6 +60,8 @@ enum Message {
     Discovered(Result<(), Failure>),
     /// A reader ended.
     ReaderEnded,
+    /// A thread that runs commands ended.
+    CheckerEnded,
     /// The recorder ended.
     Recorded(Result<Box<Recorder<RealDisk, Lmdb>>, Failure>),
     /// Something failed for good.
@@ -116,6 +120,8 @@ struct Flow {
     stop: Arc<AtomicBool>,
     state: Arc<AtomicU8>,
     readers: Arc<AtomicUsize>,
+    checkers: Arc<AtomicUsize>,
+    checks: Arc<Checks>,
     reader_threads: Vec<JoinHandle<()>>,
     reporter: Reporter,
     control: Option<ControlSocket>,
@@ -139,7 +145,9 @@ impl Flow {
         };
         let in_order = |input: &&Arc<Input>| input.settings.order != Order::Arrival;
         let in_order = session.inputs.iter().filter(in_order).count();
-        let batch_files = batch_files(settings.batch_files, descriptors, in_order > 0);
+        let checks = Arc::new(Checks::new(&session.inputs));
+        let left = descriptors.saturating_sub(checks.descriptors());
+        let batch_files = batch_files(settings.batch_files, left, in_order > 0);
         let metrics = Arc::new(Metrics::new());
         metrics.restore(session.opening.totals);
         let kept = Arc::new(KeptSet::default());
@@ -215,6 +223,7 @@ impl Flow {
             governor: Arc::clone(&governor),
             pace: Pace::new(settings.max_bytes_per_second),
             idle: AtomicUsize::new(0),
+            checks: Arc::clone(&checks),
             staged: Arc::clone(&staged),
             warehouse: Arc::clone(&session.warehouse.dir),
             reserve: Arc::clone(&reserve),
@@ -238,6 +247,8 @@ impl Flow {
         let (reader_threads, io) =
             start_readers(readers, settings.io_priority, &shared, &living, &sender)
                 .map_err(|error| failed("start a reader for", error))?;
+        let checkers = start_checkers(&shared, &sender)
+            .map_err(|error| failed("start a thread for check_command for", error))?;
         start_recorder(recorder, Arc::clone(&staged), sender.clone())
             .map_err(|error| failed("start the recorder for", error))?;
 
@@ -253,6 +264,7 @@ impl Flow {
             inputs: session.inputs.clone(),
             candidates: Arc::clone(&candidates),
             staged: Arc::clone(&staged),
+            document_memory: Budget::new(readers as u64 * DOCUMENT_BYTES_MAX as u64),
             held_back_max: batch_files / in_order.max(1),
             verdicts: Arc::clone(&verdicts),
             kept,
@@ -296,6 +308,8 @@ impl Flow {
             stop,
             state,
             readers: living,
+            checkers,
+            checks,
             reader_threads,
             reporter,
             control,
@@ -331,9 +345,11 @@ impl Flow {
                 }
                 Ok(Message::ReaderEnded) => {
                     if self.readers.load(Ordering::Acquire) == 0 {
-                        self.staged.close();
+                        self.checks.close();
+                        self.close_staged_if_all_ended();
                     }
                 }
+                Ok(Message::CheckerEnded) => self.close_staged_if_all_ended(),
                 Ok(Message::Recorded(Ok(recorder))) => break Some(recorder),
                 // What waited for room waits for the next start.
                 Ok(Message::Recorded(Err(failure))) if failure.exit == Exit::Done => break None,
@@ -361,6 +377,14 @@ impl Flow {
         self.reporter.final_summary();
         events::stopped(reason, processed.files, processed.bytes);
         outcome
+    }
+
+    /// Nothing more is staged without readers, and those that run commands for them.
+    fn close_staged_if_all_ended(&self) {
+        let living = [&self.readers, &self.checkers].map(|it| it.load(Ordering::Acquire));
+        if living == [0, 0] {
+            self.staged.close();
+        }
     }
 
     fn begin_stop(&self) {
@@ -442,6 +466,24 @@ fn start_readers(
         io = "sync";
     }
     Ok((threads, io))
+}
+
+/// Starts the threads that run commands for files that were read. Returns how many live.
+fn start_checkers(
+    shared: &Arc<ReaderShared>,
+    sender: &Sender<Message>,
+) -> std::io::Result<Arc<AtomicUsize>> {
+    let threads = shared.checks.threads();
+    let living = Arc::new(AtomicUsize::new(threads.len()));
+    for checks in threads {
+        let (shared, living, sender) = (Arc::clone(shared), Arc::clone(&living), sender.clone());
+        spawn("check", move || {
+            checks.run(&shared);
+            living.fetch_sub(1, Ordering::AcqRel);
+            let _ = sender.send(Message::CheckerEnded);
+        })?;
+    }
+    Ok(living)
 }
 
 /// Runs a reader; one that panics starts again after a rest. Its files are discovered again.

@@ -88,7 +88,7 @@ impl Ingest {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped());
-        child::end_with_this_thread(&mut command);
+        child::end_with_this_thread(&mut command, Signal::TERM);
         let (began, began_at) = (Instant::now(), SystemTime::now());
         let mut child = command.spawn()?;
         let stderr = child.stderr.take().expect("it was asked for");

@@ -12,15 +12,15 @@ use std::process::Command;
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal};
 
-/// Has the child get a SIGTERM when the calling thread, which must be the one to start it, ends or is killed.
-pub fn end_with_this_thread(command: &mut Command) {
+/// Has the child get that signal when the calling thread, which must be the one to start it, ends or is killed.
+pub fn end_with_this_thread(command: &mut Command, signal: Signal) {
     let parent = rustix::process::getpid();
     // SAFETY: see the head of this file.
-    unsafe { command.pre_exec(move || end_with(parent)) };
+    unsafe { command.pre_exec(move || end_with(parent, signal)) };
 }
 
-fn end_with(parent: Pid) -> io::Result<()> {
-    rustix::process::set_parent_process_death_signal(Some(Signal::TERM))?;
+fn end_with(parent: Pid, signal: Signal) -> io::Result<()> {
+    rustix::process::set_parent_process_death_signal(Some(signal))?;
     match rustix::process::getppid() == Some(parent) {
         true => Ok(()),
         // It was killed already.
@@ -38,7 +38,7 @@ mod tests {
         let starter = std::thread::spawn(|| {
             let mut command = Command::new("sleep");
             command.arg("1000");
-            end_with_this_thread(&mut command);
+            end_with_this_thread(&mut command, Signal::TERM);
             command.spawn().expect("sleep(1)")
         });
         let mut child = starter.join().expect("started");

@@ -7,6 +7,7 @@
 pub mod buffer;
 pub mod child;
 pub mod clock;
+pub mod command;
 pub mod direct;
 pub mod disk;
 pub mod lease;

@@ -24,6 +24,7 @@ use crate::ledger::{Counts, Digest, Position, SourceId};
 use crate::settings::Source;
 
 use claim::{Claim, ClaimDir};
+use discover::shares::Shares;
 use queue::Turn;
 
 /// A staging directory in use.
@@ -80,6 +81,8 @@ pub struct Candidate {
     pub settled_at: Instant,
     /// Its place in the order of its source, if that has one.
     pub turn: Option<Turn<Staged<Handle>>>,
+    /// What it was given of what is short.
+    pub shares: Shares,
     /// Its path, and the promise to tell the discoverer how it ended.
     pub ticket: Ticket,
 }

@@ -1,6 +1,14 @@
 //! What a source expects of the content of its files.
 
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::fs::Access;
+
 use super::choices::Content;
+use super::keys::absolute;
 use super::{Encoding, Schema};
 
 /// The rules that a file's content has to keep. One that breaks a rule is set aside.
@@ -20,9 +28,29 @@ pub struct ContentRules {
     pub csv: CsvRules,
     /// For [`Content::Json`] and each line of [`Content::Jsonl`].
     pub json_schema: Option<Schema>,
+    /// Has the last word.
+    pub command: Option<CommandRule>,
+}
+
+/// A program that says whether it accepts a file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CommandRule {
+    /// Its file.
+    pub program: PathBuf,
+    /// What it is given before the path of the file.
+    pub arguments: Vec<String>,
+    /// Longest time that it may run.
+    pub timeout: Duration,
+    /// How many may run at a time, from 1.
+    pub concurrency: usize,
 }
 
 impl ContentRules {
+    /// Whether documents or lines are gathered to be parsed.
+    pub fn gathers(&self) -> bool {
+        matches!(self.content, Content::Json | Content::Jsonl)
+    }
+
     /// Whether any content will do.
     pub fn are_none(&self) -> bool {
         let limits =
@@ -69,4 +97,29 @@ pub(super) fn character(word: &str) -> Option<u8> {
         [byte] if byte.is_ascii() => Some(*byte),
         _ => None,
     }
+}
+
+/// The file of a program: of that path or, of a name without a slash, the first in `PATH`.
+///
+/// # Errors
+/// There is none that could be run.
+pub(super) fn program(word: &str) -> Result<PathBuf, String> {
+    let runs = |path: &Path| -> io::Result<()> {
+        if fs::metadata(path)?.is_dir() {
+            return Err(io::ErrorKind::IsADirectory.into());
+        }
+        Ok(rustix::fs::access(path, Access::EXEC_OK)?)
+    };
+    if word.contains('/') {
+        let path = absolute(Path::new(word));
+        return match runs(&path) {
+            Ok(()) => Ok(path),
+            Err(error) => Err(format!("{} cannot be run: {error}", path.display())),
+        };
+    }
+    let directories = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&directories)
+        .map(|directory| absolute(&directory.join(word)))
+        .find(|path| runs(path).is_ok())
+        .ok_or_else(|| format!("there is no program {word:?} in PATH; say where it is"))
 }

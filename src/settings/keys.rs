@@ -25,6 +25,11 @@ pub const READERS_MAX: usize = 1024;
 /// Most files in one commit: what one ledger transaction holds in memory stays small.
 pub const BATCH_FILES_MAX: usize = 65_536;
 
+/// Shortest time for a command that checks a file, in seconds: less than starting it may take.
+pub const CHECK_SECONDS_MIN: f64 = 0.1;
+/// Most commands that check files of one source at a time.
+pub const CHECKS_MAX: usize = 256;
+
 /// Most log files of one kind.
 pub const LOG_FILES_MAX: usize = 1000;
 
@@ -87,6 +92,13 @@ pub enum Kind {
     Name,
     /// Names.
     Names,
+    /// A command and its arguments.
+    Words,
+    /// A number of processes, from 1.
+    Processes {
+        /// The most.
+        max: usize,
+    },
     /// One of a few words.
     Choice(fn() -> Vec<PossibleValue>),
     /// The end of a sidecar's name.
@@ -365,6 +377,30 @@ pub static KEYS: &[Key] = &[
         "A JSON Schema (2020-12) that JSON documents and lines have to agree with [default: none]",
     ),
     of_source(
+        "check_command",
+        Kind::Words,
+        &[],
+        "WORD",
+        "A program, by its path or its name in PATH, and its arguments; it is run without a shell for each file that keeps all \
+         other rules, with the file's path as last argument, and accepts it by exit code 0; repeatable [default: none]",
+    ),
+    of_source(
+        "check_timeout_seconds",
+        Kind::Seconds {
+            min: CHECK_SECONDS_MIN,
+        },
+        &["60"],
+        "N",
+        "How long check_command may take for a file; then it is killed, and the file set aside",
+    ),
+    of_source(
+        "check_concurrency",
+        Kind::Processes { max: CHECKS_MAX },
+        &["2"],
+        "N",
+        "How many processes of check_command each source has at a time",
+    ),
+    of_source(
         "partition",
         Kind::Template(TemplateFor::Partition),
         &[layout::PARTITION],
@@ -563,7 +599,7 @@ impl Kind {
     pub fn is_list(self) -> bool {
         matches!(
             self,
-            Self::Directories | Self::Suffixes | Self::Globs | Self::Names
+            Self::Directories | Self::Suffixes | Self::Globs | Self::Names | Self::Words
         )
     }
 
@@ -595,6 +631,10 @@ impl Kind {
                 Ok(files) if (1..=max).contains(&files) => Ok(()),
                 _ => Err(format!("it is a number of files from 1 to {max}")),
             },
+            Self::Processes { max } => match text.parse::<usize>() {
+                Ok(processes) if (1..=max).contains(&processes) => Ok(()),
+                _ => Err(format!("it is a number of processes from 1 to {max}")),
+            },
             Self::Lanes => match text.parse() {
                 Ok(1..=HASH_LANES_MAX) => Ok(()),
                 _ => Err(format!("it is a number from 1 to {HASH_LANES_MAX}")),
@@ -617,6 +657,8 @@ impl Kind {
             },
             Self::Name | Self::Names if text.is_empty() => Err("a name cannot be empty".into()),
             Self::Name | Self::Names => Ok(()),
+            Self::Words if text.contains('\0') => Err("a word cannot hold a NUL".into()),
+            Self::Words => Ok(()),
             Self::Bytes => text
                 .parse::<super::size::ByteSize>()
                 .map(drop)
@@ -659,6 +701,7 @@ impl Kind {
                     .map_or_else(|_| text.into(), |size: super::size::ByteSize| size.0.into()),
                 Self::Readers
                 | Self::Files { .. }
+                | Self::Processes { .. }
                 | Self::Lanes
                 | Self::Number
                 | Self::Seconds { .. } => text

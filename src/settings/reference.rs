@@ -164,7 +164,13 @@ fn section(key: &Key) -> String {
 fn limits(kind: Kind) -> String {
     let told_elsewhere = matches!(
         kind,
-        Kind::Choice(_) | Kind::Switch | Kind::Name | Kind::Names | Kind::Globs | Kind::Group
+        Kind::Choice(_)
+            | Kind::Switch
+            | Kind::Name
+            | Kind::Names
+            | Kind::Words
+            | Kind::Globs
+            | Kind::Group
     );
     let is_path = matches!(kind, Kind::Directory | Kind::Directories | Kind::File);
     if told_elsewhere || is_path {

@@ -13,8 +13,8 @@ use serde_json::Value;
 use super::keys::absolute;
 use super::raw::{Block, DISABLE_VARIABLE, Environment, File, RawSettings, Words};
 use super::{
-    Content, ContentRules, CsvRules, Disable, Key, Layout, Mode, OnDuplicate, Schema, Settings,
-    SettingsError, Source, content, layout, overlap, rules,
+    CommandRule, Content, ContentRules, CsvRules, Disable, Key, Layout, Mode, OnDuplicate, Schema,
+    Settings, SettingsError, Source, content, layout, overlap, rules,
 };
 
 /// Who gave a setting its value.
@@ -400,6 +400,7 @@ fn content_rules(
         min_file_size: of_source("min_file_size")?.bytes()?,
         csv: CsvRules::default(),
         json_schema: schema(purpose, content, &stated, &of_source("json_schema")?)?,
+        command: command(purpose, &mut of_source)?,
     };
     let delimiter = of_source("csv_delimiter")?;
     let quote = of_source("csv_quote")?;
@@ -435,6 +436,30 @@ fn content_rules(
         }
     }
     Ok(ContentRules { csv, ..limits })
+}
+
+/// The command that has the last word on the files of a source, if there is one.
+fn command(
+    purpose: Purpose,
+    of_source: &mut impl FnMut(&str) -> Result<Found, SettingsError>,
+) -> Result<Option<CommandRule>, SettingsError> {
+    let given = of_source("check_command")?;
+    let timeout = of_source("check_timeout_seconds")?.seconds()?;
+    let concurrency = of_source("check_concurrency")?.parse()?;
+    let words: Vec<String> = given.texts().map(Into::into).collect();
+    let Some((program, arguments)) = words.split_first() else {
+        return Ok(None);
+    };
+    if purpose == Purpose::Store {
+        return Ok(None);
+    }
+    let program = content::program(program).map_err(|cause| given.wrong(program.into(), cause))?;
+    Ok(Some(CommandRule {
+        program,
+        arguments: arguments.to_vec(),
+        timeout,
+        concurrency,
+    }))
 }
 
 /// The schema of a source, if it has one and its content is read.

@@ -461,6 +461,7 @@ fn read(
             seen_at: began,
             settled_at: began,
             turn: None,
+            shares: Default::default(),
             ticket,
         },
         stat,

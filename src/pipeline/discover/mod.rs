@@ -6,6 +6,7 @@
 mod order;
 pub mod scan;
 pub mod settle;
+pub mod shares;
 mod watcher;
 
 use std::cmp::Reverse;
@@ -27,7 +28,7 @@ use crate::io::disk::Handle;
 use crate::io::{FileStat, Reserve, Timestamp, clock, open, stat};
 use crate::observe::events;
 use crate::observe::metrics::{Count, Metrics, Stage};
-use crate::pipeline::queue::Queue;
+use crate::pipeline::queue::{Budget, Queue};
 use crate::pipeline::read::sidecar_path;
 use crate::pipeline::record::KeptSet;
 use crate::pipeline::{Candidate, Fate, Input, Proof, Staged, Ticket, Verdicts, Waiting};
@@ -36,6 +37,7 @@ use crate::settings::{IgnoreReason, Mode};
 use order::Ordered;
 use scan::{Entry as ScanEntry, Scan};
 use settle::{Rules, Seen, SeenBy, Step, Unsettled, failed_rest, held_open_rest, turn_rest};
+use shares::{Needs, Scarce, Shares};
 use watcher::{Report, Watcher};
 
 /// Files that are remembered while they settle. What comes beyond is dropped, and a scan finds it again.
@@ -54,6 +56,8 @@ const MAKE_UP_REST: Duration = Duration::from_millis(500);
 const FULL_QUEUE_POLL: Duration = Duration::from_millis(1);
 /// How often it is looked whether more of a source with an order may be read.
 const TURN_POLL: Duration = Duration::from_millis(2);
+/// The same for files that wait for a share of what is short. Each verdict is a reason to look, too.
+const SHARE_POLL: Duration = Duration::from_millis(20);
 /// Where inotify watches everything, walks over all directories may take one part in so many of a core...
 const WALK_SHARE: u32 = 200;
 /// ...but come after so many intervals at the latest.
@@ -79,6 +83,8 @@ pub struct DiscovererParts {
     pub staged: Arc<Queue<Staged<Handle>>>,
     /// Files of each such source that may be read ahead of one that still is, at least one.
     pub held_back_max: usize,
+    /// For documents that are gathered to be parsed, in bytes.
+    pub document_memory: Arc<Budget>,
     /// What became of them.
     pub verdicts: Arc<Verdicts>,
     /// Files to leave alone.
@@ -105,10 +111,12 @@ pub struct Discoverer {
     scans: Vec<VecDeque<Scan>>,
     /// The input whose scan has its turn.
     turn: usize,
-    /// Settled files of sources without an order.
+    /// Settled files of sources without an order that need nothing else.
     ready: VecDeque<Candidate>,
     /// Those of each input that has one.
     ordered: Vec<Option<Ordered>>,
+    /// Those of each other input whose files need a share of what is short.
+    scarce: Vec<Option<Scarce>>,
     /// Who had a turn last to hand one on: 0 is `ready`, then come the inputs.
     lane: usize,
     in_flight: usize,
@@ -216,6 +224,17 @@ impl Discoverer {
             None
         };
         let now = Instant::now();
+        let (mut ordered, mut scarce) = (Vec::new(), Vec::new());
+        for input in &parts.inputs {
+            let needs = || Needs::of(input, &parts.document_memory);
+            let order = input.settings.order;
+            let sorted = Ordered::new(order, needs(), &parts.staged, parts.held_back_max);
+            scarce.push(match sorted {
+                Some(_) => None,
+                None => Scarce::new(needs()),
+            });
+            ordered.push(sorted);
+        }
         Discoverer {
             watcher,
             entries: parts.inputs.iter().map(|_| HashMap::new()).collect(),
@@ -223,11 +242,8 @@ impl Discoverer {
             scans: parts.inputs.iter().map(|_| VecDeque::new()).collect(),
             turn: 0,
             ready: VecDeque::new(),
-            ordered: parts
-                .inputs
-                .iter()
-                .map(|input| Ordered::new(input.settings.order, &parts.staged, parts.held_back_max))
-                .collect(),
+            ordered,
+            scarce,
             lane: 0,
             in_flight: 0,
             pending: Count::default(),
@@ -255,6 +271,7 @@ impl Discoverer {
         let ended = self.discover();
         self.ready.clear();
         self.ordered.iter_mut().flatten().for_each(Ordered::clear);
+        self.scarce.iter_mut().flatten().for_each(Scarce::clear);
         ended
     }
 
@@ -887,12 +904,14 @@ impl Discoverer {
             seen_at: entry.file.first_seen,
             settled_at: now,
             turn: None,
+            shares: Shares::default(),
             ticket: Ticket::new(root.id, path, Arc::clone(&self.parts.verdicts)),
             input: root,
         };
-        match &mut self.ordered[input] {
-            Some(ordered) => ordered.add(candidate, now),
-            None => self.ready.push_back(candidate),
+        match (&mut self.ordered[input], &mut self.scarce[input]) {
+            (Some(ordered), _) => ordered.add(candidate, now),
+            (None, Some(scarce)) => scarce.add(candidate),
+            (None, None) => self.ready.push_back(candidate),
         }
     }
 
@@ -957,7 +976,7 @@ impl Discoverer {
     /// Pauses while less is free than is to stay free. Looks while there is something to hand on, or to wait for.
     fn watch_reserve(&mut self) {
         let now = Instant::now();
-        let nothing = self.ready.is_empty() && self.opens_at().is_none();
+        let nothing = self.ready.is_empty() && !self.is_short() && self.opens_at().is_none();
         let idle = nothing && self.pause.is_none();
         if idle || now < self.next_look_at_reserve {
             return;
@@ -1010,7 +1029,7 @@ impl Discoverer {
                     }
                 }
                 if let Err(candidate) = self.parts.candidates.try_push(candidate)
-                    && let Some(candidate) = self.keep_in_order(candidate)
+                    && let Some(candidate) = self.take_back(candidate)
                 {
                     self.ready.push_front(candidate);
                 }
@@ -1021,7 +1040,7 @@ impl Discoverer {
             && let Some(candidate) = self.next_settled()
         {
             if let Err(candidate) = self.parts.candidates.try_push(candidate) {
-                if let Some(candidate) = self.keep_in_order(candidate) {
+                if let Some(candidate) = self.take_back(candidate) {
                     self.ready.push_front(candidate);
                 }
                 return;
@@ -1029,8 +1048,8 @@ impl Discoverer {
         }
     }
 
-    /// The next file to hand on. Sources with an order take turns with each other and with all others. During a pause they do
-    /// not wait for more files to sort: one of those that are here has to find out about room.
+    /// The next file to hand on. Sources with an order, or whose files need what is short, take turns with each other and with all
+    /// others. During a pause they do not wait for more files to sort: one of those that are here has to find out about room.
     fn next_settled(&mut self) -> Option<Candidate> {
         let now = Instant::now();
         let lanes = 1 + self.ordered.len();
@@ -1041,9 +1060,14 @@ impl Discoverer {
                     let walks = !self.scans[input].is_empty();
                     let ordered = self.ordered[input].as_mut();
                     let paused = self.pause.is_some();
-                    ordered
+                    let sorted = ordered
                         .filter(|it| paused || it.is_open(now, walks, self.parts.once))
-                        .and_then(Ordered::next)
+                        .and_then(Ordered::next);
+                    sorted.or_else(|| {
+                        self.scarce[input]
+                            .as_mut()
+                            .and_then(Scarce::next_with_shares)
+                    })
                 }
             };
             if candidate.is_some() {
@@ -1054,17 +1078,23 @@ impl Discoverer {
         None
     }
 
-    /// Puts a file that is not handed on after all back among those of its source; returned if that has no order.
-    fn keep_in_order(&mut self, candidate: Candidate) -> Option<Candidate> {
+    /// Puts a file that is not handed on after all back among those of its source; returned if that has no place of its own.
+    fn take_back(&mut self, candidate: Candidate) -> Option<Candidate> {
         let same = |input: &Arc<Input>| Arc::ptr_eq(input, &candidate.input);
-        let input = self.parts.inputs.iter().position(same);
-        match input.and_then(|input| self.ordered[input].as_mut()) {
-            Some(ordered) => {
-                ordered.add(candidate, Instant::now());
-                None
-            }
-            None => Some(candidate),
+        let Some(input) = self.parts.inputs.iter().position(same) else {
+            return Some(candidate);
+        };
+        match (&mut self.ordered[input], &mut self.scarce[input]) {
+            (Some(ordered), _) => ordered.add(candidate, Instant::now()),
+            (None, Some(scarce)) => scarce.take_back(candidate),
+            (None, None) => return Some(candidate),
         }
+        None
+    }
+
+    /// Whether files wait for what is short.
+    fn is_short(&self) -> bool {
+        self.scarce.iter().flatten().any(|it| !it.is_empty())
     }
 
     /// When the first of those that are to be sorted may be handed on.
@@ -1076,7 +1106,7 @@ impl Discoverer {
     /// Files that wait for a reader come back; those that have been read do so when they find no room.
     fn pause_intake(&mut self, reason: &str, now: Instant) {
         while let Some(candidate) = self.parts.candidates.try_pop() {
-            if let Some(candidate) = self.keep_in_order(candidate) {
+            if let Some(candidate) = self.take_back(candidate) {
                 self.ready.push_back(candidate);
             }
         }
@@ -1215,6 +1245,9 @@ impl Discoverer {
         }
         if let Some(at) = self.opens_at() {
             next = next.min(at.max(now + TURN_POLL));
+        }
+        if self.is_short() {
+            next = next.min(now + SHARE_POLL);
         }
         if self.parts.once {
             next = next.min(now + BOOKKEEPING_REST);

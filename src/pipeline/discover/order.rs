@@ -11,6 +11,8 @@ use crate::pipeline::queue::{Queue, Turns};
 use crate::pipeline::{Candidate, Staged};
 use crate::settings::Order;
 
+use super::shares::{Needs, Shares};
+
 /// How long the first that settles waits for others: they may have come with it.
 const GATHER_REST: Duration = Duration::from_millis(200);
 /// How long it waits for a walk over its source at most, where new files may keep that going.
@@ -19,6 +21,7 @@ const WALK_PATIENCE: Duration = Duration::from_secs(10);
 /// Settled files of one source.
 pub struct Ordered {
     order: Order,
+    needs: Needs,
     turns: Arc<Turns<Staged<Handle>>>,
     waiting: BTreeMap<(i128, OsString), Candidate>,
     /// Since when some have been waiting.
@@ -27,9 +30,15 @@ pub struct Ordered {
 
 impl Ordered {
     /// Nothing yet; `None` for a source without an order. No more than `most` files are read ahead of one that still is.
-    pub fn new(order: Order, staged: &Arc<Queue<Staged<Handle>>>, most: usize) -> Option<Ordered> {
+    pub fn new(
+        order: Order,
+        needs: Needs,
+        staged: &Arc<Queue<Staged<Handle>>>,
+        most: usize,
+    ) -> Option<Ordered> {
         (order != Order::Arrival).then(|| Ordered {
             order,
+            needs,
             turns: Turns::new(Arc::clone(staged), most),
             waiting: BTreeMap::new(),
             since: None,
@@ -39,6 +48,7 @@ impl Ordered {
     /// Adds a settled file, or one that was handed on and comes back: then it gives up its turn.
     pub fn add(&mut self, mut candidate: Candidate, now: Instant) {
         candidate.turn = None;
+        candidate.shares = Shares::default();
         self.since.get_or_insert(now);
         let time = match self.order {
             Order::Mtime => candidate.identity.mtime.as_nanos(),
@@ -48,13 +58,18 @@ impl Ordered {
         self.waiting.insert((time, path), candidate);
     }
 
-    /// The first of those that wait, with its turn. `None` also while as many as may be are being read.
+    /// The first of those that wait, with its turn. `None` also while as many as may be are being read, or while there is too little
+    /// of what it needs.
     pub fn next(&mut self) -> Option<Candidate> {
-        if self.waiting.is_empty() {
+        let mut first = self.waiting.first_entry()?;
+        if !self.needs.give(first.get_mut()) {
             return None;
         }
-        let turn = self.turns.take()?;
-        let (_, mut candidate) = self.waiting.pop_first()?;
+        let Some(turn) = self.turns.take() else {
+            first.get_mut().shares = Shares::default();
+            return None;
+        };
+        let mut candidate = first.remove();
         candidate.turn = Some(turn);
         if self.waiting.is_empty() {
             self.since = None;
@@ -125,6 +140,7 @@ mod tests {
             seen_at: Instant::now(),
             settled_at: Instant::now(),
             turn: None,
+            shares: Shares::default(),
             ticket: Ticket::new(
                 input.id,
                 Path::new(OsStr::from_bytes(name)).into(),
@@ -135,7 +151,8 @@ mod tests {
     }
 
     fn handed_on(order: Order, files: &[(&[u8], i64)]) -> Vec<Vec<u8>> {
-        let mut ordered = Ordered::new(order, &Arc::new(Queue::new(1)), 100).unwrap();
+        let mut ordered =
+            Ordered::new(order, Needs::default(), &Arc::new(Queue::new(1)), 100).unwrap();
         for candidate in candidates(files) {
             ordered.add(candidate, Instant::now());
         }
@@ -159,13 +176,22 @@ mod tests {
         assert_eq!(handed_on(Order::Name, &files), by_name);
         let by_time: [&[u8]; 6] = [b"caf\xe9", b"b", b"B", b"a", b"a.b", b"a/b"];
         assert_eq!(handed_on(Order::Mtime, &files), by_time);
-        assert!(Ordered::new(Order::Arrival, &Arc::new(Queue::new(1)), 1).is_none());
+        assert!(
+            Ordered::new(
+                Order::Arrival,
+                Needs::default(),
+                &Arc::new(Queue::new(1)),
+                1
+            )
+            .is_none()
+        );
     }
 
     #[test]
     fn those_that_settle_wait_a_moment_and_for_the_walk_that_finds_the_others() {
         let start = Instant::now();
-        let mut ordered = Ordered::new(Order::Name, &Arc::new(Queue::new(1)), 1).unwrap();
+        let mut ordered =
+            Ordered::new(Order::Name, Needs::default(), &Arc::new(Queue::new(1)), 1).unwrap();
         assert_eq!(ordered.opens_at(), None);
         assert!(!ordered.is_open(start, false, false));
         for candidate in candidates(&[(b"b", 0), (b"a", 0)]) {

@@ -1,5 +1,6 @@
 //! A bounded queue between stages. Lock-free while there is work; a thread with nothing to do sleeps.
 
+mod budget;
 mod turns;
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
@@ -8,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_queue::ArrayQueue;
 
+pub use budget::{Budget, Share};
 pub use turns::{Turn, Turns};
 
 /// A bounded queue for many producers and many consumers.

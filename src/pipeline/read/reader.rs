@@ -26,11 +26,13 @@ use crate::io::{Disk, FileStat, Identity, RealDisk, Reserve, clock, direct, leas
 use crate::ledger::{Counts, Position, SourceId};
 use crate::observe::events;
 use crate::observe::metrics::{Metrics, Stage};
+use crate::pipeline::discover::shares::Shares;
 use crate::pipeline::queue::Queue;
 use crate::pipeline::{Candidate, Fate, Finding, Input, Proof, Staged, Waiting};
 use crate::session::Suspicion;
 use crate::settings::{CopyMethod, IoChoice, LeasePolicy, Mode};
 
+use super::checks::Checks;
 use super::copy::{self, CopyTarget};
 use super::digest::{self, Stream};
 use super::governor::{FILE_WORK, Governor, Seat};
@@ -73,6 +75,8 @@ pub struct ReaderShared {
     pub pace: Pace,
     /// Readers that have nothing to do.
     pub idle: AtomicUsize,
+    /// The commands that have the last word on the files of some sources.
+    pub checks: Arc<Checks>,
     /// Where staged files go.
     pub staged: Arc<Queue<Staged<Handle>>>,
     /// Root of the warehouse, on whose filesystem copies are made.
@@ -958,8 +962,6 @@ impl Reader {
             }
         };
         let ended = Instant::now();
-        let took = ended.saturating_duration_since(file.began);
-        self.shared.metrics.record(Stage::Read, took);
         let digest = file.stream.finish();
         let mismatch = sidecar
             .as_ref()
@@ -980,7 +982,8 @@ impl Reader {
             (None, Some(inspection)) => inspection.finish(),
             (None, None) => Ok(Counts::default()),
         };
-        let mut staged = Staged {
+        file.candidate.shares.memory = None;
+        let staged = Staged {
             candidate: file.candidate,
             stat: file.before,
             digest,
@@ -991,15 +994,64 @@ impl Reader {
             finding: judged.err(),
             read: (file.began, ended),
         };
-        let governor = &self.shared.governor;
-        governor.count(FILE_WORK);
-        let held_back = |rest| governor.held_back(rest);
-        match staged.candidate.turn.take() {
-            Some(turn) => turn.hand_on(staged, held_back),
-            // A closed queue: the recorder is gone, and the ticket says so.
-            None => drop(self.shared.staged.push_telling(staged, held_back)),
+        self.shared.governor.count(FILE_WORK);
+        match self.shared.checks.of(staged.candidate.input.id) {
+            Some(checks) if staged.finding.is_none() => checks.take(staged),
+            _ => hand_on(&self.shared, staged),
         }
     }
+}
+
+/// Hands a file on to the recorder.
+fn hand_on(shared: &ReaderShared, mut staged: Staged<Handle>) {
+    let (began, ended) = staged.read;
+    let took = ended.saturating_duration_since(began);
+    shared.metrics.record(Stage::Read, took);
+    staged.candidate.shares = Shares::default();
+    let held_back = |rest| shared.governor.held_back(rest);
+    match staged.candidate.turn.take() {
+        Some(turn) => turn.hand_on(staged, held_back),
+        // A closed queue: the recorder is gone, and the ticket says so.
+        None => drop(shared.staged.push_telling(staged, held_back)),
+    }
+}
+
+/// Hands a file on that a command looked at, if it is what was read.
+pub(super) fn hand_on_if_whole(shared: &ReaderShared, staged: Staged<Handle>) {
+    let input = &staged.candidate.input;
+    let path = staged.candidate.path();
+    let dir = input
+        .claim
+        .as_ref()
+        .map_or(&input.dir, |claims| &claims.dir);
+    let whole =
+        check_unchanged(input, path, &staged.file, &staged.stat).and_then(
+            |()| match stat::stat_at(dir, path.as_os_str()) {
+                Ok(Some(seen)) if seen.identity.same_inode(&staged.stat.identity) => Ok(()),
+                Ok(Some(_)) => Err(changed()),
+                Ok(None) => Err(Leave::With(Fate::Withdrawn)),
+                Err(error) => Err(Leave::Failed("look at", error)),
+            },
+        );
+    match whole {
+        Ok(()) => hand_on(shared, staged),
+        Err(leave) => conclude(shared, staged.candidate, leave),
+    }
+}
+
+/// Leaves a file in staging, for the next run of the program.
+pub(super) fn leave_to_next_turn(shared: &ReaderShared, staged: Staged<Handle>) {
+    conclude(
+        shared,
+        staged.candidate,
+        again(Duration::ZERO, Waiting::Turn),
+    );
+}
+
+/// Leaves a file in staging whose command could not be run.
+pub(super) fn check_failed(shared: &ReaderShared, staged: Staged<Handle>, error: io::Error) {
+    let leave = no_room_or("run check_command for", error);
+    conclude(shared, staged.candidate, leave);
 }
 
 /// Gives a file that will be renamed the permissions and the group that it is to have there. Who may not do that makes a copy.
@@ -1080,20 +1132,31 @@ struct SidecarRead {
 /// Whether the file is still what it was when its reading began.
 fn check_whole(shared: &ReaderShared, file: &InFlight) -> Result<Option<SidecarRead>, Leave> {
     let input = &file.candidate.input;
-    let path = || input.absolute(file.candidate.path());
-    let after = stat::stat_fd(&file.file).map_err(|error| Leave::Failed("look at", error))?;
-    if after.identity != file.before.identity {
-        events::file_changed(&path(), "changed while it was read");
-        return Err(changed());
-    }
-    if file.file.has_lease() && !lease::still_held(file.file.as_fd()) {
-        events::file_changed(&path(), "opened for writing while it was read");
-        return Err(again(CHANGED_REST, Waiting::HeldOpen));
-    }
+    check_unchanged(input, file.candidate.path(), &file.file, &file.before)?;
     if input.settings.mode == Mode::Sidecar {
         return read_sidecar(shared, file);
     }
     Ok(None)
+}
+
+/// Whether nobody has written to the file since it was in that state.
+fn check_unchanged(
+    input: &Input,
+    path: &Path,
+    file: &Handle,
+    before: &FileStat,
+) -> Result<(), Leave> {
+    let path = || input.absolute(path);
+    let after = stat::stat_fd(file).map_err(|error| Leave::Failed("look at", error))?;
+    if after.identity != before.identity {
+        events::file_changed(&path(), "changed while it was read");
+        return Err(changed());
+    }
+    if file.has_lease() && !lease::still_held(file.as_fd()) {
+        events::file_changed(&path(), "opened for writing while it was read");
+        return Err(again(CHANGED_REST, Waiting::HeldOpen));
+    }
+    Ok(())
 }
 
 /// Opens a file's sidecar, once nobody writes to it any more. An empty file needs none.
@@ -1292,6 +1355,7 @@ mod tests {
                 seen_at: Instant::now(),
                 settled_at: Instant::now(),
                 turn: None,
+                shares: Shares::default(),
                 ticket: Ticket::new(input.id, path, Arc::clone(&verdicts)),
             });
             pushed.unwrap();
@@ -1315,6 +1379,7 @@ mod tests {
             warehouse,
             io: IoChoice::Auto,
             methods: Methods::new(&settings),
+            checks: Arc::default(),
             hash_lanes: 3,
             unnamed_copies: true,
             suspicion: None,
@@ -1451,6 +1516,7 @@ mod tests {
             seen_at: Instant::now(),
             settled_at: Instant::now(),
             turn: None,
+            shares: Shares::default(),
             ticket: Ticket::new(input.id, path, verdicts),
             input,
         };

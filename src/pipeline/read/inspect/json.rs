@@ -34,11 +34,11 @@ pub struct Document {
 }
 
 impl Document {
-    /// A check of a document that has not been looked at.
-    pub fn new(schema: Option<Schema>) -> Document {
+    /// A check of a document that has not been looked at, and has so many bytes at most.
+    pub fn new(schema: Option<Schema>, bytes: usize) -> Document {
         Document {
             schema,
-            ..Document::default()
+            bytes: Vec::with_capacity(bytes.min(DOCUMENT_BYTES_MAX)),
         }
     }
 
@@ -132,6 +132,11 @@ fn gather(begun: &mut Vec<u8>, bytes: &[u8], what: impl Fn() -> String) -> Resul
     if begun.len() + bytes.len() > DOCUMENT_BYTES_MAX {
         let message = format!("{} has more than {DOCUMENT_BYTES_MAX} bytes", what());
         return Err(finding(TOO_LONG, message));
+    }
+    let needed = begun.len() + bytes.len();
+    if needed > begun.capacity() {
+        let twice = (2 * begun.capacity()).min(DOCUMENT_BYTES_MAX);
+        begun.reserve_exact(needed.max(twice) - begun.len());
     }
     begun.extend(bytes);
     Ok(())
@@ -438,7 +443,7 @@ mod tests {
         let few = b"[{\"a\":0}]";
         let many = format!("[{}0]", "{\"a\":0},".repeat(2 << 20));
         for (text, rule) in [(&few[..], None), (many.as_bytes(), Some(TOO_LONG))] {
-            let mut document = Document::new(Some(schema.clone()));
+            let mut document = Document::new(Some(schema.clone()), text.len());
             document.feed(text).unwrap();
             let ended = document.finish().err();
             assert_eq!(ended.map(|found| found.rule).as_deref(), rule);

@@ -22,6 +22,19 @@ pub use utf8::Utf8;
 /// Longest JSON document, and longest line of JSON Lines, in bytes: it is parsed as a whole.
 pub const DOCUMENT_BYTES_MAX: usize = 64 << 20;
 
+/// Bytes that are gathered of a file of that size at most: of it, or of its longest line. Text of another encoding may take three
+/// times as many as UTF-8.
+pub fn gathered_bytes(rules: &ContentRules, bytes: u64) -> u64 {
+    let text = match rules.encoding {
+        Encoding::Utf8 => bytes,
+        _ => bytes.saturating_mul(3),
+    };
+    match rules.gathers() {
+        true => text.min(DOCUMENT_BYTES_MAX as u64),
+        false => 0,
+    }
+}
+
 /// The checks of one file.
 #[derive(Debug)]
 pub struct Inspection {
@@ -59,7 +72,10 @@ impl Inspection {
             Content::Any => Format::Any,
             Content::Text => Format::Text,
             Content::Csv => Format::Csv(Box::new(Csv::new(&rules.csv))),
-            Content::Json => Format::Json(Document::new(rules.json_schema.clone())),
+            Content::Json => {
+                let bytes = gathered_bytes(rules, bytes);
+                Format::Json(Document::new(rules.json_schema.clone(), bytes as usize))
+            }
             Content::Jsonl => Format::JsonLines(Lines::new(rules.json_schema.clone())),
         };
         let text = match rules.encoding {

@@ -1,0 +1,275 @@
+//! Runs a program that may hang, start others or write without end: for a limited time, and keeping a limited part of what it writes.
+//!
+//! The program leads a process group of its own. When it has ended, or has to, all that is in the group is killed; it is killed,
+//! too, when the thread that started it ends. Only what leaves the group by itself (setsid(2)) lives on.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::io::Errno;
+use rustix::pipe::PipeFlags;
+use rustix::process::{Pid, PidfdFlags, Signal};
+
+use super::child;
+
+/// Bytes of what it writes that are kept: the first.
+pub const KEPT_BYTES: usize = 2048;
+/// A program that writes more bytes than this is killed.
+pub const WRITTEN_BYTES_MAX: u64 = 1 << 20;
+/// How often it is looked whether the run is to be given up.
+const GIVE_UP_POLL: Duration = Duration::from_millis(100);
+
+/// How a run ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// By itself, with that exit code.
+    Code(i32),
+    /// By that signal, which was not ours.
+    Signal(i32),
+    /// It took too long, and was killed.
+    TimedOut,
+    /// It wrote more than [`WRITTEN_BYTES_MAX`], and was killed.
+    Flooded,
+    /// Whoever wanted to know does not any more, and it was killed.
+    GivenUp,
+}
+
+/// A run that ended.
+#[derive(Debug)]
+pub struct Ran {
+    /// How.
+    pub end: End,
+    /// The first [`KEPT_BYTES`] of what it wrote, to stdout or stderr.
+    pub written: Vec<u8>,
+}
+
+/// Runs a command with nothing on its stdin, until it ends, `timeout` is over or `give_up` is set.
+///
+/// # Errors
+/// It could not be started or watched. What was started is killed.
+pub fn run(mut command: Command, timeout: Duration, give_up: &AtomicBool) -> io::Result<Ran> {
+    let deadline = Instant::now() + timeout;
+    let (output, input) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
+    rustix::io::ioctl_fionbio(&output, true)?;
+    command
+        .stdin(Stdio::null())
+        .stdout(input.try_clone()?)
+        .stderr(input)
+        .process_group(0);
+    child::end_with_this_thread(&mut command, Signal::KILL);
+    let mut group = Group(command.spawn()?);
+    // The writing ends are the child's alone from now on.
+    drop(command);
+    let ended = rustix::process::pidfd_open(group.pid(), PidfdFlags::empty())?;
+    let mut written = Written::default();
+    let mut open = true;
+    let end = loop {
+        let now = Instant::now();
+        if give_up.load(Ordering::Relaxed) {
+            break Some(End::GivenUp);
+        }
+        if now >= deadline {
+            break Some(End::TimedOut);
+        }
+        let has_ended = wait(
+            &ended,
+            open.then_some(&output),
+            GIVE_UP_POLL.min(deadline - now),
+        )?;
+        open = open && written.take(&output)?;
+        if written.bytes > WRITTEN_BYTES_MAX {
+            break Some(End::Flooded);
+        }
+        if has_ended {
+            break None;
+        }
+    };
+    let status = group.end()?;
+    Ok(Ran {
+        end: end.unwrap_or_else(|| ended_by(status)),
+        written: written.first,
+    })
+}
+
+fn ended_by(status: ExitStatus) -> End {
+    match status.code() {
+        Some(code) => End::Code(code),
+        None => End::Signal(status.signal().unwrap_or_default()),
+    }
+}
+
+/// Waits until the process has ended, which is told, or has written something.
+fn wait(ended: &OwnedFd, output: Option<&OwnedFd>, most: Duration) -> io::Result<bool> {
+    let ended = ended.as_fd();
+    let mut fds = vec![PollFd::new(&ended, PollFlags::IN)];
+    if let Some(output) = output {
+        fds.push(PollFd::new(output, PollFlags::IN));
+    }
+    let most = Timespec {
+        tv_sec: most.as_secs() as i64,
+        tv_nsec: most.subsec_nanos().into(),
+    };
+    match rustix::event::poll(&mut fds, Some(&most)) {
+        Ok(_) => Ok(!fds[0].revents().is_empty()),
+        Err(Errno::INTR) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// What was written so far.
+#[derive(Default)]
+struct Written {
+    first: Vec<u8>,
+    bytes: u64,
+}
+
+impl Written {
+    /// Takes what is there. False: nobody can write any more.
+    fn take(&mut self, output: &OwnedFd) -> io::Result<bool> {
+        let mut buffer = [0; 16 << 10];
+        while self.bytes <= WRITTEN_BYTES_MAX {
+            match rustix::io::read(output, &mut buffer) {
+                Ok(0) => return Ok(false),
+                Ok(read) => {
+                    self.bytes += read as u64;
+                    let room = KEPT_BYTES - self.first.len();
+                    self.first.extend(&buffer[..read.min(room)]);
+                }
+                Err(Errno::AGAIN) => return Ok(true),
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(true)
+    }
+}
+
+/// A process and all that it started. Killed when it is dropped.
+struct Group(Child);
+
+impl Group {
+    fn pid(&self) -> Pid {
+        Pid::from_child(&self.0)
+    }
+
+    /// Kills all of it, and waits for its leader: until then its number is nobody else's.
+    fn end(&mut self) -> io::Result<ExitStatus> {
+        match rustix::process::kill_process_group(self.pid(), Signal::KILL) {
+            // Only the leader is left, and it has ended; or one of them is somebody else by now.
+            Ok(()) | Err(Errno::SRCH | Errno::PERM) => {}
+            Err(error) => return Err(error.into()),
+        }
+        self.0.wait()
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        // Once it has been waited for, its number may be another's.
+        if matches!(self.0.try_wait(), Ok(None)) {
+            let _ = self.end();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shell(script: &str, timeout: Duration) -> Ran {
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", script]);
+        run(command, timeout, &AtomicBool::new(false)).expect("it runs")
+    }
+
+    const LONG: Duration = Duration::from_secs(600);
+    const SHORT: Duration = Duration::from_millis(200);
+
+    /// Whether a process is there, and no zombie.
+    fn lives(pid: &str) -> bool {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.trim()));
+        stat.is_ok_and(|stat| !stat.contains(") Z "))
+    }
+
+    fn is_gone(pid: &str) {
+        // It is killed at once, but takes a moment to end.
+        let began = Instant::now();
+        while lives(pid) {
+            assert!(began.elapsed() < Duration::from_secs(60), "{pid} lives on");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    #[test]
+    fn its_code_and_the_beginning_of_what_it_writes_are_told() {
+        let ran = shell("echo one; echo two >&2; exit 3", LONG);
+        assert_eq!(
+            (ran.end, &ran.written[..]),
+            (End::Code(3), &b"one\ntwo\n"[..])
+        );
+        let ran = shell("kill -SEGV $$", LONG);
+        assert_eq!(ran.end, End::Signal(Signal::SEGV.as_raw()));
+        let ran = shell("head -c 100000 /dev/zero | tr '\\0' x", LONG);
+        assert_eq!(
+            (ran.end, ran.written),
+            (End::Code(0), vec![b'x'; KEPT_BYTES])
+        );
+        let ran = shell("cat", LONG);
+        assert_eq!((ran.end, ran.written.len()), (End::Code(0), 0));
+    }
+
+    #[test]
+    fn one_that_hangs_is_killed_with_all_that_it_started() {
+        let ran = shell(
+            "sleep 1000 & echo $!; trap '' TERM INT; wait; sleep 1000",
+            SHORT,
+        );
+        assert_eq!(ran.end, End::TimedOut);
+        is_gone(&String::from_utf8_lossy(&ran.written));
+        // Nobody else has to hang.
+        let ran = shell("exec >/dev/null 2>&1; while :; do :; done", SHORT);
+        assert_eq!(ran.end, End::TimedOut);
+    }
+
+    #[test]
+    fn what_it_leaves_behind_is_killed_and_not_waited_for() {
+        let ran = shell("sleep 1000 & echo $!; exit 0", LONG);
+        assert_eq!(ran.end, End::Code(0));
+        is_gone(&String::from_utf8_lossy(&ran.written));
+    }
+
+    #[test]
+    fn one_that_writes_without_end_is_killed() {
+        let ran = shell("yes", LONG);
+        assert_eq!((ran.end, ran.written.len()), (End::Flooded, KEPT_BYTES));
+        // What left the group keeps the pipe open, and is not read from for ever.
+        let ran = shell(
+            "setsid sh -c 'echo $$; exec sleep 2' & sleep 0.2; exit 0",
+            LONG,
+        );
+        assert_eq!(ran.end, End::Code(0));
+    }
+
+    #[test]
+    fn a_run_is_given_up() {
+        let mut command = Command::new("sleep");
+        command.arg("1000");
+        let ran = run(command, LONG, &AtomicBool::new(true)).unwrap();
+        assert_eq!(ran.end, End::GivenUp);
+    }
+
+    #[test]
+    fn what_cannot_be_started_is_an_error() {
+        let missing = run(
+            Command::new("/nowhere/at/all"),
+            LONG,
+            &AtomicBool::new(false),
+        );
+        assert_eq!(missing.unwrap_err().kind(), io::ErrorKind::NotFound);
+    }
+}

@@ -1,0 +1,107 @@
+//! What files of some sources need before they are handed on: memory for documents that are gathered to be parsed, and a place among
+//! those that a source's `check_command` is run for. Files for which there is none wait here, so that none of another source waits
+//! behind them.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use crate::pipeline::queue::{Budget, Share};
+use crate::pipeline::read::checks;
+use crate::pipeline::read::inspect::gathered_bytes;
+use crate::pipeline::{Candidate, Input};
+
+/// The shares of one file, given back when they are dropped.
+#[derive(Debug, Default)]
+pub struct Shares {
+    /// Of the memory for documents. Needed until the file is read.
+    pub memory: Option<Share>,
+    /// Of the places for files that are checked by a command. Needed until it ended.
+    pub check: Option<Share>,
+}
+
+/// What the files of one source need.
+#[derive(Default)]
+pub struct Needs {
+    memory: Option<Arc<Budget>>,
+    checks: Option<Arc<Budget>>,
+}
+
+/// Settled files of one source without an order, that wait for their shares.
+pub struct Scarce {
+    needs: Needs,
+    waiting: VecDeque<Candidate>,
+}
+
+impl Needs {
+    /// What files of that source need. `memory` is for the documents of all sources.
+    pub fn of(input: &Input, memory: &Arc<Budget>) -> Needs {
+        let rules = &input.settings.content;
+        let command = rules.command.as_ref();
+        Needs {
+            memory: rules.gathers().then(|| Arc::clone(memory)),
+            checks: command.map(|command| Budget::new(checks::files_ahead(command) as u64)),
+        }
+    }
+
+    /// Whether there is nothing that they need.
+    pub fn are_none(&self) -> bool {
+        self.memory.is_none() && self.checks.is_none()
+    }
+
+    /// Gives a file what it needs. False: there is too little left.
+    pub fn give(&self, candidate: &mut Candidate) -> bool {
+        let rules = &candidate.input.settings.content;
+        let bytes = gathered_bytes(rules, candidate.identity.size);
+        let take = |budget: &Option<Arc<Budget>>, amount| match budget {
+            Some(budget) => budget.take(amount).map(Some),
+            None => Some(None),
+        };
+        match (take(&self.memory, bytes), take(&self.checks, 1)) {
+            (Some(memory), Some(check)) => {
+                candidate.shares = Shares { memory, check };
+                true
+            }
+            _ => false,
+        }
+    }
+}
+
+impl Scarce {
+    /// Nothing yet; `None` for a source whose files need nothing.
+    pub fn new(needs: Needs) -> Option<Scarce> {
+        (!needs.are_none()).then(|| Scarce {
+            needs,
+            waiting: VecDeque::new(),
+        })
+    }
+
+    /// Adds a settled file.
+    pub fn add(&mut self, candidate: Candidate) {
+        self.waiting.push_back(candidate);
+    }
+
+    /// Adds one that was handed on and comes back.
+    pub fn take_back(&mut self, mut candidate: Candidate) {
+        candidate.shares = Shares::default();
+        self.waiting.push_front(candidate);
+    }
+
+    /// The one that has waited longest, with its shares, if there are any for it.
+    pub fn next_with_shares(&mut self) -> Option<Candidate> {
+        let first = self.waiting.front_mut()?;
+        match self.needs.give(first) {
+            true => self.waiting.pop_front(),
+            false => None,
+        }
+    }
+
+    /// Whether none waits.
+    pub fn is_empty(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
+    /// Forgets those that wait.
+    pub fn clear(&mut self) {
+        self.waiting.clear();
+    }
+}

@@ -1,0 +1,242 @@
+//! `check_command`: a program has the last word on the files of a source, after all other rules.
+//!
+//! It is run by threads of that source, beside the readers: while it takes its time, the file stays open under its lease, and
+//! readers go on. The discoverer hands on no more files of the source than [`CHECKS_AHEAD`] allows.
+
+use std::collections::HashMap;
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use crate::io::command::{self, End, KEPT_BYTES, WRITTEN_BYTES_MAX};
+use crate::io::disk::Handle;
+use crate::ledger::{Position, SourceId};
+use crate::pipeline::queue::Queue;
+use crate::pipeline::{Finding, Input, Staged};
+use crate::settings::CommandRule;
+
+use super::reader::{self, ReaderShared};
+
+/// Files that are read ahead of each command that may run at a time.
+const CHECKS_AHEAD: usize = 8;
+/// Descriptors of a file that was read, with a copy, and of a command that runs.
+const DESCRIPTORS_PER_FILE: usize = 2;
+const DESCRIPTORS_PER_RUN: usize = 4;
+
+const RULE: &str = "check_command";
+
+/// Files of a source that may be read or checked before others of it are handed on.
+pub fn files_ahead(command: &CommandRule) -> usize {
+    command.concurrency * CHECKS_AHEAD
+}
+
+/// What a command says of a file.
+#[derive(Debug)]
+pub enum Judgement {
+    /// It may come in.
+    Accepted,
+    /// It is set aside.
+    Refused(Finding),
+    /// Nobody wants to know any more.
+    GivenUp,
+}
+
+/// Asks a command about the file of that path.
+///
+/// # Errors
+/// It cannot be run.
+pub fn judge(rule: &CommandRule, path: &Path, give_up: &AtomicBool) -> io::Result<Judgement> {
+    let mut command = Command::new(&rule.program);
+    command.args(&rule.arguments).arg(path);
+    let ran = command::run(command, rule.timeout, give_up).map_err(|error| {
+        io::Error::new(error.kind(), format!("{}: {error}", rule.program.display()))
+    })?;
+    let message = match ran.end {
+        End::Code(0) => return Ok(Judgement::Accepted),
+        End::GivenUp => return Ok(Judgement::GivenUp),
+        End::Code(code) => format!("check_command ended with code {code}"),
+        End::Signal(signal) => format!("check_command was killed by signal {signal}"),
+        End::TimedOut => format!(
+            "check_command was still running after {} s, and was killed",
+            rule.timeout.as_secs_f64()
+        ),
+        End::Flooded => {
+            format!("check_command wrote more than {WRITTEN_BYTES_MAX} bytes, and was killed")
+        }
+    };
+    Ok(Judgement::Refused(Finding {
+        rule: RULE.into(),
+        message: match said(&ran.written) {
+            said if said.is_empty() => message,
+            said => format!("{message}: {said}"),
+        },
+        position: Position::default(),
+    }))
+}
+
+/// What a command wrote, on one line.
+fn said(written: &[u8]) -> String {
+    let text = String::from_utf8_lossy(written);
+    let lines = text.split(char::is_control).map(str::trim);
+    let lines: Vec<&str> = lines.filter(|line| !line.is_empty()).collect();
+    let more = if written.len() == KEPT_BYTES {
+        " …"
+    } else {
+        ""
+    };
+    lines.join(" | ") + more
+}
+
+/// The commands of all sources.
+#[derive(Default)]
+pub struct Checks {
+    of: HashMap<SourceId, Arc<SourceChecks>>,
+}
+
+/// The command of one source, and the files that wait for it.
+pub struct SourceChecks {
+    rule: CommandRule,
+    waiting: Queue<Staged<Handle>>,
+}
+
+impl Checks {
+    /// Those of these inputs.
+    pub fn new(inputs: &[Arc<Input>]) -> Checks {
+        let of = inputs.iter().filter_map(|input| {
+            let rule = input.settings.content.command.clone()?;
+            let waiting = Queue::new(files_ahead(&rule));
+            Some((input.id, Arc::new(SourceChecks { rule, waiting })))
+        });
+        Checks { of: of.collect() }
+    }
+
+    /// That of a source, if it has one.
+    pub fn of(&self, source: SourceId) -> Option<&SourceChecks> {
+        self.of.get(&source).map(|checks| &**checks)
+    }
+
+    /// What each thread is for that runs commands.
+    pub fn threads(&self) -> Vec<Arc<SourceChecks>> {
+        let each = self.of.values();
+        each.flat_map(|checks| std::iter::repeat_n(Arc::clone(checks), checks.rule.concurrency))
+            .collect()
+    }
+
+    /// Most descriptors that they need.
+    pub fn descriptors(&self) -> u64 {
+        let each = self.of.values().map(|checks| &checks.rule);
+        let descriptors = each.map(|rule| {
+            files_ahead(rule) * DESCRIPTORS_PER_FILE + rule.concurrency * DESCRIPTORS_PER_RUN
+        });
+        descriptors.sum::<usize>() as u64
+    }
+
+    /// Has the threads end once all that waits is checked.
+    pub fn close(&self) {
+        for checks in self.of.values() {
+            checks.waiting.close();
+        }
+    }
+}
+
+impl SourceChecks {
+    /// Takes a file that keeps all other rules.
+    pub(super) fn take(&self, staged: Staged<Handle>) {
+        // There is room: each has one of the places of its source. If nobody checks any more, its ticket says so.
+        drop(self.waiting.push(staged));
+    }
+
+    /// Checks files until no more come.
+    pub fn run(&self, shared: &ReaderShared) {
+        while let Some(staged) = self.waiting.pop() {
+            // The panic hook tells, and the file is discovered again.
+            let _ = catch_unwind(AssertUnwindSafe(|| self.check(shared, staged)));
+        }
+    }
+
+    fn check(&self, shared: &ReaderShared, mut staged: Staged<Handle>) {
+        if shared.stopping.load(Ordering::Relaxed) {
+            return reader::leave_to_next_turn(shared, staged);
+        }
+        let judgement = judge(&self.rule, &path_now(&staged), &shared.stopping);
+        match judgement {
+            Ok(Judgement::Accepted) => {}
+            Ok(Judgement::Refused(finding)) => staged.finding = Some(finding),
+            Ok(Judgement::GivenUp) => return reader::leave_to_next_turn(shared, staged),
+            Err(error) => return reader::check_failed(shared, staged, error),
+        }
+        staged.read.1 = Instant::now();
+        reader::hand_on_if_whole(shared, staged);
+    }
+}
+
+/// Where a file lies while it is worked on.
+fn path_now(staged: &Staged<Handle>) -> std::path::PathBuf {
+    let (input, path) = (&staged.candidate.input, staged.candidate.path());
+    match &input.claim {
+        Some(claims) => claims.path.join(path),
+        None => input.absolute(path),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn what_a_command_says_becomes_the_reason() {
+        let rule = |script: &str, millis| CommandRule {
+            program: "/bin/sh".into(),
+            arguments: ["-c", script, "sh"].map(String::from).into(),
+            timeout: Duration::from_millis(millis),
+            concurrency: 1,
+        };
+        let never = AtomicBool::new(false);
+        let message =
+            |script: &str, millis| match judge(&rule(script, millis), Path::new("/a file"), &never)
+                .unwrap()
+            {
+                Judgement::Refused(finding) => {
+                    assert_eq!(finding.rule, "check_command");
+                    finding.message
+                }
+                other => panic!("{other:?}"),
+            };
+        let accepted = judge(
+            &rule("test \"$1\" = '/a file'", 60_000),
+            Path::new("/a file"),
+            &never,
+        );
+        assert!(matches!(accepted, Ok(Judgement::Accepted)));
+        assert_eq!(message("exit 7", 60_000), "check_command ended with code 7");
+        assert_eq!(
+            message(
+                "printf 'no good:\\n\\tline 3\\033[1m\\n' >&2; exit 1",
+                60_000
+            ),
+            "check_command ended with code 1: no good: | line 3 | [1m"
+        );
+        assert_eq!(
+            message("kill -9 $$", 60_000),
+            "check_command was killed by signal 9"
+        );
+        assert_eq!(
+            message("echo so far; sleep 1000", 300),
+            "check_command was still running after 0.3 s, and was killed: so far"
+        );
+        let flood = message("yes", 60_000);
+        assert!(flood.starts_with("check_command wrote more than 1048576 bytes"));
+        assert!(flood.ends_with(" …") && flood.len() < 4 * KEPT_BYTES);
+        let gone = CommandRule {
+            program: "/nowhere".into(),
+            ..rule("", 1)
+        };
+        let error = judge(&gone, Path::new("/a"), &never).unwrap_err();
+        assert!(error.to_string().starts_with("/nowhere: "), "{error}");
+    }
+}

@@ -1,0 +1,350 @@
+//! A command has the last word on what comes in, whatever it does.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use super::support::{Finished, Site, sha256, wait_until};
+
+/// Settings with a shell script as the command of all sources. It is run as `sh script PATH`: a script that was written a moment ago
+/// may be busy.
+fn site(script: &str, settings: &str) -> Site {
+    let site = Site::new();
+    let path = site.root.join("check.sh");
+    fs::write(&path, script).expect("write the script");
+    let config = site.root.join("ringest.toml");
+    let command = format!("check_command = [\"/bin/sh\", {path:?}]\n");
+    fs::write(
+        &config,
+        format!("stability_seconds = 0.1\n{command}{settings}"),
+    )
+    .expect("write the settings");
+    let config = config.to_str().expect("UTF-8").to_owned();
+    site.with(&["--config", &config])
+}
+
+/// Runs with the sources of the settings file.
+fn run_sources(site: &Site) -> Finished {
+    let mut command = site.bare_run();
+    command.arg("--config").arg(site.root.join("ringest.toml"));
+    for (flag, path) in [
+        ("--warehouse", &site.warehouse),
+        ("--manifests", &site.manifests),
+        ("--state-path", &site.state),
+    ] {
+        command.arg(flag).arg(path);
+    }
+    command.arg("--once");
+    Finished::of(command).ok()
+}
+
+/// Rule and message of a file that was set aside.
+fn reason(site: &Site, name: &str) -> (String, String) {
+    let quarantined = site.quarantined();
+    let path = quarantined.iter().find(|path| path.ends_with(name));
+    let path = path.unwrap_or_else(|| panic!("{name} is not among {quarantined:?}"));
+    let reason = fs::read(format!("{}.reason.json", path.display())).expect("a reason");
+    let reason: Value = serde_json::from_slice(&reason).expect("JSON");
+    let text = |key: &str| reason[key].as_str().unwrap_or_default().to_owned();
+    (text("rule"), text("message"))
+}
+
+fn lines_of(path: &Path) -> Vec<String> {
+    let text = fs::read_to_string(path).unwrap_or_default();
+    text.lines().map(Into::into).collect()
+}
+
+/// Whether a process is there, and no zombie.
+fn lives(pid: &str) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"));
+    stat.is_ok_and(|stat| !stat.contains(") Z "))
+}
+
+#[test]
+fn its_exit_code_decides_and_what_it_writes_becomes_the_reason() {
+    let site = site(
+        r#"
+        echo "$1" >> "${0%/*}/asked"
+        grep -q good "$1" && exit 0
+        echo "no good:" >&2
+        echo "line 1; card 4111 1111 1111 1111"
+        exit 3
+        "#,
+        "content = \"text\"\n",
+    );
+    let good = site.put("a good one.csv", "good\n");
+    let bad = site.put("-rf $(bad) one.csv", "bad\n");
+    site.put("no text.csv", b"good\xff\n");
+    let ended = site.run_once(&["--log-level", "trace"]);
+    assert_eq!(site.line("a good one.csv").sha256(), sha256(b"good\n"));
+    let (rule, message) = reason(&site, "-rf $(bad) one.csv");
+    assert_eq!(rule, "check_command");
+    assert_eq!(
+        message,
+        "check_command ended with code 3: no good: | line 1; card ****1111"
+    );
+    ended.event("file_quarantined", "-rf $(bad) one.csv");
+    assert!(!ended.stderr.contains("4111 1111"), "{}", ended.stderr);
+    // What breaks another rule is not asked about.
+    assert_eq!(reason(&site, "no text.csv").0, "utf8");
+    let mut asked = lines_of(&site.root.join("asked"));
+    asked.sort();
+    assert_eq!(
+        asked,
+        [bad, good].map(|path| path.to_str().unwrap().to_owned())
+    );
+    site.assert_staging_is_empty();
+    site.assert_agrees();
+}
+
+#[test]
+fn one_that_hangs_delays_nothing_else() {
+    // It ends when the last file of the other source is in the manifest.
+    let site = site(
+        r#"
+        until grep -rqs '/other/99"' "${0%/*}/manifests"; do sleep 0.02; done
+        "#,
+        "check_timeout_seconds = 600\nconcurrency = 2\n",
+    );
+    let [checked, other] = ["checked", "other"].map(|name| {
+        let directory = site.root.join(name);
+        fs::create_dir(&directory).expect("make a directory");
+        directory
+    });
+    let config = site.root.join("ringest.toml");
+    let mut settings = fs::read_to_string(&config).expect("read");
+    settings += &format!(
+        "[[source]]\ninput = {checked:?}\n[[source]]\ninput = {other:?}\ncheck_command = []\n"
+    );
+    fs::write(&config, settings).expect("write the settings");
+    for number in 0..300 {
+        fs::write(checked.join(format!("{number}")), format!("c{number}")).expect("write");
+    }
+    for number in 0..100 {
+        fs::write(other.join(format!("{number}")), format!("o{number}")).expect("write");
+    }
+    run_sources(&site);
+    assert_eq!(site.manifest().len(), 400);
+    site.assert_sound();
+}
+
+#[test]
+fn one_that_hangs_forks_or_floods_is_killed_and_says_so() {
+    let site = site(
+        r#"
+        case "$1" in
+        */hangs) trap '' TERM; sleep 1000 & echo $! >> "${0%/*}/pids"; wait; sleep 1000 ;;
+        */floods) yes ;;
+        */forks) for i in 1 2 3 4 5 6 7 8; do sleep 1000 & echo $! >> "${0%/*}/pids"; done; exit 1 ;;
+        */leaves) sleep 1000 & echo $! >> "${0%/*}/pids"; exit 0 ;;
+        */dies) kill -KILL $$ ;;
+        esac
+        "#,
+        "check_timeout_seconds = 1.5\ncheck_concurrency = 3\n",
+    );
+    for name in ["hangs", "floods", "forks", "leaves", "dies", "well"] {
+        site.put(name, name);
+    }
+    site.run_once(&[]);
+    for (name, says) in [
+        (
+            "hangs",
+            "check_command was still running after 1.5 s, and was killed",
+        ),
+        (
+            "floods",
+            "check_command wrote more than 1048576 bytes, and was killed: y | y",
+        ),
+        ("forks", "check_command ended with code 1"),
+        ("dies", "check_command was killed by signal 9"),
+    ] {
+        let (rule, message) = reason(&site, name);
+        assert_eq!(rule, "check_command");
+        assert!(message.starts_with(says), "{name}: {message}");
+        assert!(message.len() < 8192, "{name}: {message}");
+    }
+    assert_eq!(site.manifest().len(), 2);
+    let pids = lines_of(&site.root.join("pids"));
+    assert_eq!(pids.len(), 10);
+    for pid in pids {
+        wait_until("what a command started ends", || !lives(&pid));
+    }
+    site.assert_staging_is_empty();
+    site.assert_agrees();
+}
+
+#[test]
+fn who_is_asked_to_stop_does_not_wait_for_commands_and_leaves_their_files() {
+    let site = site(
+        r#"
+        echo "$1" >> "${0%/*}/asked"
+        test -e "${0%/*}/quick" || sleep 1000
+        "#,
+        "check_timeout_seconds = 900\n",
+    );
+    for number in 0..40 {
+        site.put(format!("{number}"), format!("{number}"));
+    }
+    let asked = site.root.join("asked");
+    let running = site.start(&[]);
+    wait_until("a command runs", || !lines_of(&asked).is_empty());
+    let began = Instant::now();
+    running.terminate().ok();
+    assert!(began.elapsed() < Duration::from_secs(300), "it waited");
+    assert!(site.manifest().is_empty());
+    fs::write(site.root.join("quick"), "").expect("write");
+    site.run_once(&[]);
+    assert_eq!(site.manifest().len(), 40);
+    site.assert_sound();
+}
+
+#[test]
+fn a_kill_while_a_command_runs_kills_the_command_and_loses_nothing() {
+    let site = site(
+        r#"
+        test -e "${0%/*}/quick" && exit 0
+        echo $$ >> "${0%/*}/pids"
+        exec sleep 1000
+        "#,
+        "check_timeout_seconds = 900\n",
+    );
+    for number in 0..20 {
+        site.put(format!("{number}"), format!("{number}"));
+    }
+    let pids = site.root.join("pids");
+    for round in 1..=3 {
+        let running = site.start(&[]);
+        wait_until("commands run", || lines_of(&pids).len() == 2 * round);
+        running.kill();
+        for pid in lines_of(&pids) {
+            wait_until("the commands end", || !lives(&pid));
+        }
+    }
+    fs::write(site.root.join("quick"), "").expect("write");
+    site.run_once(&[]);
+    assert_eq!(site.manifest().len(), 20);
+    site.assert_sound();
+}
+
+#[test]
+fn a_file_that_changes_while_it_is_checked_is_read_and_checked_again() {
+    // By the command itself, or by another file of its name.
+    for change in [
+        "echo more >> \"$1\"",
+        "echo other > \"$1.tmp\"; mv \"$1.tmp\" \"$1\"",
+    ] {
+        let script = format!(
+            "echo . >> \"${{0%/*}}/asked\"\n\
+             if ! test -e \"${{0%/*}}/once\"; then touch \"${{0%/*}}/once\"; {change}; fi\n"
+        );
+        let site = site(&script, "");
+        site.put("a.csv", "first\n");
+        site.run_once(&[]);
+        let placed: PathBuf = site.line("a.csv").placed();
+        let content = fs::read_to_string(placed).expect("read");
+        assert!(
+            ["first\nmore\n", "other\n"].contains(&&*content),
+            "{content}"
+        );
+        assert_eq!(lines_of(&site.root.join("asked")).len(), 2);
+        site.assert_sound();
+    }
+}
+
+#[test]
+fn files_of_a_source_with_an_order_keep_it_however_long_each_check_takes() {
+    let site = site(
+        "sleep 0.0$(( $(cksum < \"$1\" | cut -d' ' -f1) % 6 ))\n",
+        "order = \"name\"\ncheck_concurrency = 4\nbatch_files = 8\n",
+    );
+    for number in (10..70).rev() {
+        site.put(format!("{number}"), format!("{number}"));
+    }
+    site.run_once(&[]);
+    let mut lines = site.manifest();
+    lines.sort_by_key(|line| line.number("seq"));
+    let names: Vec<_> = lines.iter().map(|line| line.source_path()).collect();
+    assert_eq!(names.len(), 60);
+    assert!(names.is_sorted(), "{names:?}");
+    site.assert_sound();
+}
+
+#[test]
+fn it_is_given_the_path_in_the_claim_directory() {
+    let site = site(
+        "echo \"$1\" >> \"${0%/*}/asked\"; cat \"$1\" > \"${0%/*}/seen\"\n",
+        "",
+    );
+    let claims = site.root.join("work");
+    let site = site.with(&["--claim-dir", claims.to_str().expect("UTF-8")]);
+    site.put("a.csv", "content\n");
+    site.run_once(&[]);
+    let expected = claims.join("a.csv").to_str().unwrap().to_owned();
+    assert_eq!(lines_of(&site.root.join("asked")), [expected]);
+    assert_eq!(lines_of(&site.root.join("seen")), ["content"]);
+    site.assert_sound();
+}
+
+#[test]
+fn across_filesystems_what_is_placed_is_what_was_checked() {
+    let Some(site) = Site::across_filesystems() else {
+        return;
+    };
+    let script = site.root.join("check.sh");
+    fs::write(&script, "grep -q good \"$1\"\n").expect("write");
+    let script = script.to_str().expect("UTF-8").to_owned();
+    let site = site.with(&[
+        "--stability-seconds",
+        "0.1",
+        "--check-command",
+        "sh",
+        "--check-command",
+        &script,
+    ]);
+    site.put("good.csv", "good\n".repeat(500_000));
+    site.put("bad.csv", "bad\n");
+    site.run_once(&[]);
+    assert_eq!(site.manifest().len(), 1);
+    assert_eq!(
+        reason(&site, "bad.csv").1,
+        "check_command ended with code 1"
+    );
+    site.assert_staging_is_empty();
+    site.assert_agrees();
+}
+
+#[test]
+fn one_that_cannot_be_run_is_a_mistake_in_the_settings_and_later_leaves_files_where_they_are() {
+    let site = Site::new().with(&["--stability-seconds", "0.1"]);
+    for (words, says) in [
+        (&["--check-command", "/nowhere/check"][..], "No such file"),
+        (&["--check-command", "no-such-program-at-all"], "PATH"),
+        (&["--check-command", "/etc/passwd"], "Permission denied"),
+        (&["--check-command", "/"], "directory"),
+        (
+            &["--check-command", "sh", "--check-concurrency", "0"],
+            "from 1 to 256",
+        ),
+    ] {
+        site.try_once(words).with_code(2).naming(says);
+    }
+    // It went away after the start.
+    let program = site.root.join("check");
+    let made = std::process::Command::new("cp")
+        .arg("/bin/true")
+        .arg(&program)
+        .status();
+    assert!(made.expect("run cp").success());
+    let mut running = site.start(&["--check-command", program.to_str().expect("UTF-8")]);
+    site.put("a.csv", "1");
+    site.wait_for_line(&mut running, "a.csv");
+    fs::remove_file(&program).expect("remove the program");
+    site.put("b.csv", "2");
+    running.wait_for_event("file_failed", "b.csv");
+    running.terminate().ok();
+    assert!(site.staging.join("b.csv").exists() && site.quarantined().is_empty());
+    site.run_once(&[]);
+    site.assert_sound();
+}
