@@ -30,6 +30,40 @@ pub struct ContentRules {
     pub json_schema: Option<Schema>,
     /// Has the last word.
     pub command: Option<CommandRule>,
+    /// Whose values are masked in what it writes.
+    pub mask_fields: MaskedFields,
+}
+
+/// Fields whose values are not to be told.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct MaskedFields {
+    /// Columns of CSV, by their names in the header.
+    pub columns: Vec<String>,
+    /// JSON pointers (RFC 6901), as the names on their ways.
+    pub pointers: Vec<Vec<String>>,
+}
+
+impl MaskedFields {
+    /// Whether everything may be told.
+    pub fn is_empty(&self) -> bool {
+        self.columns.is_empty() && self.pointers.is_empty()
+    }
+}
+
+impl FromIterator<String> for MaskedFields {
+    /// What begins with a slash, or is empty, is a pointer; it may be a column, too.
+    fn from_iter<I: IntoIterator<Item = String>>(fields: I) -> MaskedFields {
+        let mut masked = MaskedFields::default();
+        for field in fields {
+            if field.is_empty() || field.starts_with('/') {
+                let names = field.split('/').skip(1);
+                let unescaped = names.map(|name| name.replace("~1", "/").replace("~0", "~"));
+                masked.pointers.push(unescaped.collect());
+            }
+            masked.columns.push(field);
+        }
+        masked
+    }
 }
 
 /// A program that says whether it accepts a file.

@@ -385,6 +385,14 @@ pub static KEYS: &[Key] = &[
          other rules, with the file's path as last argument, and accepts it by exit code 0; repeatable [default: none]",
     ),
     of_source(
+        "mask_fields",
+        Kind::Names,
+        &[],
+        "FIELD",
+        "Columns of CSV, or JSON pointers, whose values are masked in what check_command writes, before it becomes a reason; \
+         nothing else that is told of a file quotes it; repeatable [default: none]",
+    ),
+    of_source(
         "check_timeout_seconds",
         Kind::Seconds {
             min: CHECK_SECONDS_MIN,

@@ -34,7 +34,7 @@ pub use choices::{
     Concurrency, Content, CopyMethod, Dedupe, Disable, Durability, EmptyPolicy, IoChoice,
     IoPriority, LeasePolicy, LogFormat, LogLevel, Mode, NotAChoice, OnDuplicate, Order, ReadMethod,
 };
-pub use content::{CommandRule, ContentRules, CsvRules};
+pub use content::{CommandRule, ContentRules, CsvRules, MaskedFields};
 pub use encoding::Encoding;
 pub use error::SettingsError;
 pub use keys::{

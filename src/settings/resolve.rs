@@ -392,6 +392,7 @@ fn content_rules(
             "it does nothing without content = \"text\", \"csv\", \"json\" or \"jsonl\"".into();
         return Err(encoding.wrong(encoding.words[0].to_string_lossy(), cause));
     }
+    let masked = of_source("mask_fields")?;
     let limits = ContentRules {
         content,
         encoding: encoding.parse()?,
@@ -401,7 +402,14 @@ fn content_rules(
         csv: CsvRules::default(),
         json_schema: schema(purpose, content, &stated, &of_source("json_schema")?)?,
         command: command(purpose, &mut of_source)?,
+        mask_fields: masked.texts().map(Into::into).collect(),
     };
+    let has_fields = matches!(content, Content::Csv | Content::Json | Content::Jsonl);
+    if masked.origin != Origin::Default && !has_fields && stated.origin == Origin::Default {
+        let shown = texts(&masked).join(" ").into();
+        let cause = "it does nothing without content = \"csv\", \"json\" or \"jsonl\"".into();
+        return Err(masked.wrong(shown, cause));
+    }
     let delimiter = of_source("csv_delimiter")?;
     let quote = of_source("csv_quote")?;
     let header = of_source("csv_header")?.parse()?;
@@ -419,6 +427,10 @@ fn content_rules(
     if csv.quote == Some(csv.delimiter) {
         let cause = "it is the delimiter, too".into();
         return Err(quote.wrong(texts(&quote).concat().into(), cause));
+    }
+    if content == Content::Csv && !header && !limits.mask_fields.is_empty() {
+        let cause = "columns have names only with csv_header = true".into();
+        return Err(masked.wrong(texts(&masked).join(" ").into(), cause));
     }
     for found in [&delimiter, &quote, &required, &key, &records] {
         let shown = || texts(found).join(" ").into();

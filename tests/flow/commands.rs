@@ -100,6 +100,58 @@ fn its_exit_code_decides_and_what_it_writes_becomes_the_reason() {
 }
 
 #[test]
+fn what_it_quotes_of_fields_that_are_not_to_be_told_is_masked() {
+    let script = "cat \"$1\"; cat \"$1\" >&2; exit 1\n";
+    for (settings, file, hidden, shown) in [
+        (
+            "content = \"csv\"\nmask_fields = [\"iban\", \"name\"]\n",
+            "id,iban,name\n17,DE89370400440532013000,\"O\"\"Hara, E\"\n",
+            &["DE8937", "Hara"][..],
+            &["17", "****3000"][..],
+        ),
+        (
+            "content = \"json\"\nmask_fields = [\"/payer/iban\", \"/rows/pin\"]\n",
+            r#"{"payer": {"iban": "DE89370400440532013000", "name": "Eve"}, "rows": [{"pin": 7391}, {"pin": "s\u00e9cret"}]}"#,
+            &["DE8937", "7391", "cret"],
+            &["****3000", "Eve"],
+        ),
+        (
+            "content = \"jsonl\"\nmask_fields = [\"/pin\"]\n",
+            "{\"pin\": \"aaa-bbb\", \"id\": 1}\n\n{\"pin\": \"ccc-ddd\"}\n",
+            &["aaa-bbb", "ccc-ddd"],
+            &["id", "ended with code 1"],
+        ),
+    ] {
+        let site = site(script, settings);
+        site.put("a.file", file);
+        let ended = site.run_once(&["--log-level", "trace"]);
+        let reasons =
+            fs::read_to_string(format!("{}.reason.json", site.quarantined()[0].display()));
+        let reason = reasons.expect("read the reason");
+        assert!(reason.contains("ended with code 1: "), "{reason}");
+        for text in hidden {
+            for told in [&reason, &ended.stderr] {
+                assert!(!told.contains(text), "{text} in {told}");
+            }
+        }
+        for text in shown {
+            assert!(reason.contains(text), "{text} is not in {reason}");
+        }
+        site.assert_agrees();
+    }
+    let nameless = site(
+        script,
+        "content = \"csv\"\ncsv_header = false\nmask_fields = [\"a\"]\n",
+    );
+    nameless.try_once(&[]).with_code(78).naming("csv_header");
+    let other = site(script, "mask_fields = [\"a\"]\n");
+    other
+        .try_once(&[])
+        .with_code(78)
+        .naming("content = \"csv\"");
+}
+
+#[test]
 fn one_that_hangs_delays_nothing_else() {
     // It ends when the last file of the other source is in the manifest.
     let site = site(

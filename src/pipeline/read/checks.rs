@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::process::Command;
@@ -17,8 +18,9 @@ use crate::io::disk::Handle;
 use crate::ledger::{Position, SourceId};
 use crate::pipeline::queue::Queue;
 use crate::pipeline::{Finding, Input, Staged};
-use crate::settings::CommandRule;
+use crate::settings::{CommandRule, ContentRules};
 
+use super::named_values::mask_named;
 use super::reader::{self, ReaderShared};
 
 /// Files that are read ahead of each command that may run at a time.
@@ -45,11 +47,19 @@ pub enum Judgement {
     GivenUp,
 }
 
-/// Asks a command about the file of that path.
+/// Asks the command of these rules, if there is one, about the file of that path, which is open.
 ///
 /// # Errors
 /// It cannot be run.
-pub fn judge(rule: &CommandRule, path: &Path, give_up: &AtomicBool) -> io::Result<Judgement> {
+pub fn judge(
+    rules: &ContentRules,
+    file: BorrowedFd<'_>,
+    path: &Path,
+    give_up: &AtomicBool,
+) -> io::Result<Judgement> {
+    let Some(rule) = &rules.command else {
+        return Ok(Judgement::Accepted);
+    };
     let mut command = Command::new(&rule.program);
     command.args(&rule.arguments).arg(path);
     let ran = command::run(command, rule.timeout, give_up).map_err(|error| {
@@ -70,24 +80,27 @@ pub fn judge(rule: &CommandRule, path: &Path, give_up: &AtomicBool) -> io::Resul
     };
     Ok(Judgement::Refused(Finding {
         rule: RULE.into(),
-        message: match said(&ran.written) {
-            said if said.is_empty() => message,
-            said => format!("{message}: {said}"),
+        message: match mask_named(rules, file, &said(&ran.written)) {
+            Some(said) if said.is_empty() => message,
+            Some(said) => format!("{message}: {said}"),
+            None => format!("{message}; what it wrote cannot be told, for mask_fields"),
         },
         position: Position::default(),
     }))
 }
 
-/// What a command wrote, on one line.
+/// What a command wrote, on one line. Half of a line, or of a word, is left out: it could be half of what is to be masked.
 fn said(written: &[u8]) -> String {
     let text = String::from_utf8_lossy(written);
-    let lines = text.split(char::is_control).map(str::trim);
-    let lines: Vec<&str> = lines.filter(|line| !line.is_empty()).collect();
-    let more = if written.len() == KEPT_BYTES {
-        " …"
-    } else {
-        ""
+    let (whole, more) = match written.len() == KEPT_BYTES {
+        true => {
+            let end = text.rfind('\n').or(text.rfind(char::is_whitespace));
+            (&text[..end.unwrap_or(0)], " …")
+        }
+        false => (&text[..], ""),
     };
+    let lines = whole.split(char::is_control).map(str::trim);
+    let lines: Vec<&str> = lines.filter(|line| !line.is_empty()).collect();
     lines.join(" | ") + more
 }
 
@@ -162,7 +175,9 @@ impl SourceChecks {
         if shared.stopping.load(Ordering::Relaxed) {
             return reader::leave_to_next_turn(shared, staged);
         }
-        let judgement = judge(&self.rule, &path_now(&staged), &shared.stopping);
+        let rules = &staged.candidate.input.settings.content;
+        let path = path_now(&staged);
+        let judgement = judge(rules, staged.file.as_fd(), &path, &shared.stopping);
         match judgement {
             Ok(Judgement::Accepted) => {}
             Ok(Judgement::Refused(finding)) => staged.finding = Some(finding),
@@ -190,25 +205,34 @@ mod tests {
 
     #[test]
     fn what_a_command_says_becomes_the_reason() {
-        let rule = |script: &str, millis| CommandRule {
-            program: "/bin/sh".into(),
-            arguments: ["-c", script, "sh"].map(String::from).into(),
-            timeout: Duration::from_millis(millis),
-            concurrency: 1,
+        let rule = |program: &str, script: &str, millis| ContentRules {
+            command: Some(CommandRule {
+                program: program.into(),
+                arguments: ["-c", script, "sh"].map(String::from).into(),
+                timeout: Duration::from_millis(millis),
+                concurrency: 1,
+            }),
+            ..ContentRules::default()
         };
+        let file = tempfile::tempfile().unwrap();
+        let judge =
+            |rules: &ContentRules, path: &Path, give_up| judge(rules, file.as_fd(), path, give_up);
         let never = AtomicBool::new(false);
-        let message =
-            |script: &str, millis| match judge(&rule(script, millis), Path::new("/a file"), &never)
-                .unwrap()
-            {
-                Judgement::Refused(finding) => {
-                    assert_eq!(finding.rule, "check_command");
-                    finding.message
-                }
-                other => panic!("{other:?}"),
-            };
+        let message = |script: &str, millis| match judge(
+            &rule("/bin/sh", script, millis),
+            Path::new("/a file"),
+            &never,
+        )
+        .unwrap()
+        {
+            Judgement::Refused(finding) => {
+                assert_eq!(finding.rule, "check_command");
+                finding.message
+            }
+            other => panic!("{other:?}"),
+        };
         let accepted = judge(
-            &rule("test \"$1\" = '/a file'", 60_000),
+            &rule("/bin/sh", "test \"$1\" = '/a file'", 60_000),
             Path::new("/a file"),
             &never,
         );
@@ -232,10 +256,7 @@ mod tests {
         let flood = message("yes", 60_000);
         assert!(flood.starts_with("check_command wrote more than 1048576 bytes"));
         assert!(flood.ends_with(" …") && flood.len() < 4 * KEPT_BYTES);
-        let gone = CommandRule {
-            program: "/nowhere".into(),
-            ..rule("", 1)
-        };
+        let gone = rule("/nowhere", "", 1);
         let error = judge(&gone, Path::new("/a"), &never).unwrap_err();
         assert!(error.to_string().starts_with("/nowhere: "), "{error}");
     }

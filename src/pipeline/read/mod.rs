@@ -6,6 +6,7 @@ pub mod digest;
 mod governor;
 pub mod inspect;
 pub mod method;
+mod named_values;
 mod pace;
 mod reader;
 mod sha256;
