@@ -36,6 +36,11 @@ fn json_that_is_accepted_is_json() {
     each_of("json", targets::json);
 }
 
+#[test]
+fn text_in_an_encoding_is_what_encoding_rs_decodes() {
+    each_of("encoding", targets::encoding);
+}
+
 fn each_of(target: &str, run: fn(&[u8])) {
     let corpus = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("tests/fuzz/corpus")

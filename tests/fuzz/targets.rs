@@ -198,6 +198,42 @@ pub fn json(bytes: &[u8]) {
     }
 }
 
+/// Text in some encoding: the same verdict wherever it is cut, and that of `encoding_rs` on the whole.
+pub fn encoding(bytes: &[u8]) {
+    const LABELS: [&str; 8] = [
+        "utf-16",
+        "utf-16be",
+        "shift_jis",
+        "gb18030",
+        "euc-kr",
+        "big5",
+        "iso-2022-jp",
+        "koi8-r",
+    ];
+    let [which, piece, text @ ..] = bytes else {
+        return;
+    };
+    let label = LABELS[usize::from(*which) % LABELS.len()];
+    let rules = ContentRules {
+        content: Content::Text,
+        encoding: label.parse().expect("a label"),
+        ..ContentRules::default()
+    };
+    let ended = inspected_in_pieces(&rules, usize::from(*piece), text);
+    let declared = encoding_rs::Encoding::for_label(label.as_bytes()).expect("a label");
+    let decoded = match encoding_rs::Encoding::for_bom(text) {
+        None => declared.decode_without_bom_handling_and_without_replacement(text),
+        Some((marked, mark)) => {
+            let other = label == "utf-16" && marked != encoding_rs::UTF_8;
+            (marked == declared || other)
+                .then(|| marked.decode_without_bom_handling_and_without_replacement(&text[mark..]))
+                .flatten()
+        }
+    };
+    let is_text = decoded.is_some_and(|text| !text.contains('\0'));
+    assert_eq!(ended.is_ok(), is_text, "{label}: {ended:?}");
+}
+
 fn inspected_in_pieces(rules: &ContentRules, piece: usize, text: &[u8]) -> Result<Counts, Finding> {
     let inspected = |piece: usize| {
         let mut inspection = Inspection::begin(rules, Path::new("file"), 0).expect("rules");
