@@ -1,7 +1,7 @@
 //! `check_command`: a program has the last word on the files of a source, after all other rules.
 //!
 //! It is run by threads of that source, beside the readers: while it takes its time, the file stays open under its lease, and
-//! readers go on. The discoverer hands on no more files of the source than [`CHECKS_AHEAD`] allows.
+//! readers go on. The discoverer hands on no more files of the source than [`files_ahead`] allows.
 
 use std::collections::HashMap;
 use std::io;
