@@ -11,7 +11,7 @@
 //! [`ledger`] the truth about it, [`io`] the door to the kernel, [`observe`] what is seen from outside,
 //! [`bench`](mod@bench) a measurement of all that,
 //! [`verify`] the check that ledger, manifests and warehouse agree, [`rebuild`] a new ledger from the others, [`quarantine`] what
-//! was set aside and how it comes back, [`trial`] what the crash tests take hold of.
+//! was set aside and how it comes back, [`outlook`] what would become of a file, [`trial`] what the crash tests take hold of.
 
 #![cfg_attr(not(test), deny(clippy::disallowed_methods))]
 
@@ -22,6 +22,7 @@ pub mod ingestor;
 pub mod io;
 pub mod ledger;
 pub mod observe;
+pub mod outlook;
 pub mod pipeline;
 pub mod quarantine;
 pub mod rebuild;

@@ -1,8 +1,8 @@
 //! `ringest run --dry-run`: one look at the staging directories, and what `run` would do with each file, as JSON lines on
 //! stdout. Takes no lock and no lease, and makes nothing.
 
-use std::collections::HashSet;
 use std::io::{self, Write};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -10,25 +10,26 @@ use rustix::fs::FileType;
 use serde::Serialize;
 
 use crate::failure::{Exit, Failure};
-use crate::io::stat::{self, FileStat};
-use crate::io::{Clock, clock, open};
-use crate::ledger::lmdb::Lmdb;
-use crate::ledger::{ContentKey, Digest, Kept, SourceId};
-use crate::observe::control;
+use crate::io::{open, stat};
+use crate::ledger::{Outcome, Position};
+use crate::outlook::{self, Outlook, Sight, Unread};
 use crate::pipeline::discover::scan::{Entry, Scan};
-use crate::pipeline::read::digest::{self, Stream};
-use crate::pipeline::read::sidecar_path;
-use crate::pipeline::record::{content_key, layout};
-use crate::settings::{EmptyPolicy, Mode, Settings, Source};
+use crate::settings::{Settings, Source};
 
 /// One planned action.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Default, Serialize)]
 struct Action<'a> {
-    /// `ingest`, `duplicate`, `wait` or `ignore`.
+    /// `ingest`, `duplicate`, `quarantine`, `wait` or `ignore`.
     action: &'a str,
     path: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rule: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    message: Option<String>,
+    #[serde(skip_serializing_if = "Position::is_unknown")]
+    position: Position,
     #[serde(skip_serializing_if = "Option::is_none")]
     warehouse_path: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -37,39 +38,9 @@ struct Action<'a> {
     bytes: Option<u64>,
 }
 
-/// What is known before anything is looked at.
-struct Known {
-    ledger: Option<Lmdb>,
-    kept: HashSet<u128>,
-    sources: Vec<crate::ledger::SourceEntry>,
-    in_plan: HashSet<ContentKey>,
-}
-
 /// Prints the plan.
 pub fn run(settings: &Settings) -> Result<(), Failure> {
-    let dir = settings.ledger_dir();
-    let socket = settings.control_socket();
-    let running = matches!(control::ask(&socket), Ok(Some(_)));
-    let ledger = match dir.join("data.mdb").exists() {
-        true => Some(Lmdb::open_untouched(&dir, running)?),
-        false => None,
-    };
-    let kept = match &ledger {
-        Some(ledger) => ledger.kept()?,
-        None => Vec::new(),
-    };
-    let mut known = Known {
-        kept: kept
-            .iter()
-            .map(|kept| Kept::fingerprint(kept.source, &kept.path, &kept.identity))
-            .collect(),
-        sources: match &ledger {
-            Some(ledger) => ledger.sources()?,
-            None => Vec::new(),
-        },
-        ledger,
-        in_plan: HashSet::new(),
-    };
+    let mut outlook = Outlook::open(settings)?;
     let mut out = io::BufWriter::new(io::stdout().lock());
     for source in &settings.sources {
         let root = match open::root_dir(&source.input) {
@@ -98,141 +69,93 @@ pub fn run(settings: &Settings) -> Result<(), Failure> {
                     continue;
                 }
                 Entry::Name { path, .. } => {
-                    plan_file(settings, source, &root, &path, &mut known, &mut out)?;
+                    plan_file(source, &root, &path, &mut outlook, &mut out)?;
                     continue;
                 }
             };
-            print(
-                &mut out,
-                "wait",
-                &source.input.join(path),
-                Some(&reason),
-                None,
-            )?;
+            say(&mut out, "wait", &source.input.join(path), &reason)?;
         }
     }
     super::printed(out.flush())
 }
 
 fn plan_file(
-    settings: &Settings,
     source: &Source,
-    root: &std::os::fd::OwnedFd,
+    root: &OwnedFd,
     path: &Path,
-    known: &mut Known,
+    outlook: &mut Outlook<'_>,
     out: &mut impl Write,
 ) -> Result<(), Failure> {
     let absolute = source.input.join(path);
-    let mut say =
-        |action, reason: Option<&str>, content| print(out, action, &absolute, reason, content);
-    if let Err(reason) = source.takes(path) {
-        return say("ignore", Some(reason.as_str()), None);
+    let mut say = |action, reason: &str| say(out, action, &absolute, reason);
+    if let Err(reason) = outlook::takes(source, path) {
+        return say("ignore", reason);
     }
     let seen = match stat::stat_at(root, path.as_os_str()) {
         Ok(Some(seen)) => seen,
         Ok(None) => return Ok(()),
-        Err(error) => return say("wait", Some(&error.to_string()), None),
+        Err(error) => return say("wait", &error.to_string()),
     };
-    if seen.kind != FileType::RegularFile {
-        return say("ignore", Some("not a regular file"), None);
+    match outlook.sight(source, root, path, &seen) {
+        Ok(Sight::Ignored(reason)) => return say("ignore", reason),
+        Ok(Sight::Held(reason) | Sight::Unsettled(reason)) => return say("wait", reason),
+        Ok(Sight::Settled) => {}
+        Err(error) => return say("wait", &error.to_string()),
     }
-    let id = known
-        .sources
-        .iter()
-        .find(|entry| entry.name == source.name && entry.input == source.input)
-        .map_or(SourceId(u16::MAX), |entry| entry.id);
-    let fingerprint = Kept::fingerprint(id, path, &seen.identity);
-    if known.kept.contains(&fingerprint) {
-        return say("ignore", Some("kept: it was taken before"), None);
-    }
-    if let Some(reason) = unsettled(source, root, path, &seen) {
-        return say("wait", Some(reason), None);
-    }
-    let digest = match hash(root, path) {
-        Ok(digest) => digest,
-        Err(error) => return say("wait", Some(&error.to_string()), None),
+    let examined = match outlook::examine(source, root, path, &absolute) {
+        Ok(examined) if examined.changed => return say("wait", "it changed while it was read"),
+        Ok(examined) => examined,
+        Err(Unread::Ignored(reason)) => return say("ignore", reason),
+        Err(Unread::Failed(failure)) => return say("wait", &failure.cause),
     };
-    let key = content_key(source, path, &digest, seen.identity.size);
-    let mut duplicate = false;
-    if let Some(key) = key {
-        let recorded = match &known.ledger {
-            Some(ledger) => ledger.lookup_all(&[key])?[0].is_some(),
-            None => false,
-        };
-        duplicate = !known.in_plan.insert(key) || recorded;
-    }
-    let placed = layout::new_path(source, path, clock::WallClock.now_micros());
-    let placed = settings.warehouse.join(placed);
-    let content = Some((digest, seen.identity.size, (!duplicate).then_some(placed)));
-    match duplicate {
-        true => say("duplicate", Some(source.on_duplicate.as_str()), content),
-        false => say("ingest", None, content),
-    }
+    let prospect = outlook.of(source, path, &examined)?;
+    let lossy = |path: &Path| path.to_string_lossy().into_owned();
+    let action = Action {
+        path: lossy(&absolute),
+        warehouse_path: prospect.placed.as_deref().map(lossy),
+        sha256: Some(data_encoding::HEXLOWER.encode(&examined.digest)),
+        bytes: Some(examined.bytes),
+        ..Action::default()
+    };
+    let action = match prospect.outcome {
+        Outcome::Ingest => Action {
+            action: "ingest",
+            ..action
+        },
+        Outcome::Duplicate { .. } => Action {
+            action: "duplicate",
+            reason: Some(source.on_duplicate.as_str()),
+            ..action
+        },
+        Outcome::Quarantine {
+            rule,
+            message,
+            position,
+        } => Action {
+            action: "quarantine",
+            rule: Some(rule),
+            message: Some(message),
+            position,
+            ..action
+        },
+    };
+    print(out, &action)
 }
 
-/// Why a file would have to wait, as far as one look can tell.
-fn unsettled(
-    source: &Source,
-    root: &std::os::fd::OwnedFd,
-    path: &Path,
-    seen: &FileStat,
-) -> Option<&'static str> {
-    if seen.links > 1 {
-        return Some("it has a second name (hard link)");
-    }
-    if seen.identity.size == 0 {
-        match source.empty {
-            EmptyPolicy::Ingest => {}
-            EmptyPolicy::Hold | EmptyPolicy::Skip => return Some("it is empty"),
-        }
-    } else if source.mode == Mode::Sidecar {
-        let sidecar = sidecar_path(path, &source.sidecar_suffix);
-        let there = matches!(stat::stat_at(root, sidecar.as_os_str()), Ok(Some(_)));
-        return (!there).then_some("its sidecar has not arrived");
-    }
-    let age = clock::realtime().as_nanos() - seen.identity.ctime.as_nanos();
-    let young = age < source.stability.as_nanos() as i128;
-    (source.mode == Mode::Stability && young).then_some("it changed a moment ago")
-}
-
-fn hash(root: &std::os::fd::OwnedFd, path: &Path) -> io::Result<Digest> {
-    let fd = open::file_beneath(root, path.as_os_str())?;
-    let mut stream = Stream::default();
-    let mut buffer = vec![0; 1 << 20];
-    loop {
-        match rustix::io::read(&fd, &mut buffer[..]) {
-            Ok(0) => return Ok(stream.finish()),
-            Ok(bytes) => digest::update(&mut [(&mut stream, &buffer[..bytes])]),
-            Err(rustix::io::Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
-}
-
-fn print(
-    out: &mut impl Write,
-    action: &str,
-    path: &Path,
-    reason: Option<&str>,
-    content: Option<(Digest, u64, Option<PathBuf>)>,
-) -> Result<(), Failure> {
-    let (sha256, bytes, placed) = match content {
-        Some((digest, bytes, placed)) => {
-            let hex = data_encoding::HEXLOWER.encode(&digest);
-            (Some(hex), Some(bytes), placed)
-        }
-        None => (None, None, None),
-    };
+/// Of a file that is not read.
+fn say(out: &mut impl Write, action: &str, path: &Path, reason: &str) -> Result<(), Failure> {
     let action = Action {
         action,
         path: path.to_string_lossy().into_owned(),
-        reason,
-        warehouse_path: placed.map(|placed| placed.to_string_lossy().into_owned()),
-        sha256,
-        bytes,
+        reason: Some(reason),
+        ..Action::default()
     };
+    print(out, &action)
+}
+
+fn print(out: &mut impl Write, action: &Action<'_>) -> Result<(), Failure> {
     let mut write = || -> io::Result<()> {
-        serde_json::to_writer(&mut *out, &action)?;
+        serde_json::to_writer(&mut *out, action)?;
         out.write_all(b"\n")
     };
     super::printed(write())

@@ -20,7 +20,8 @@ use std::time::{Duration, Instant};
 
 use crate::io::disk::Handle;
 use crate::io::{FileStat, Identity};
-use crate::ledger::{Counts, Digest, Position, SourceId};
+use crate::ledger::{Counts, Digest, Outcome, Position, SourceId};
+use crate::observe::mask::mask;
 use crate::settings::Source;
 
 use claim::{Claim, ClaimDir};
@@ -137,6 +138,17 @@ pub struct Finding {
     pub message: String,
     /// Where, for programs.
     pub position: Position,
+}
+
+impl Finding {
+    /// What it makes of an arrival: names and pointers may hold card numbers.
+    pub fn outcome(&self) -> Outcome {
+        Outcome::Quarantine {
+            rule: self.rule.clone(),
+            message: mask(&self.message).into_owned(),
+            position: self.position.masked(),
+        }
+    }
 }
 
 /// What became of a candidate, for the discoverer.

@@ -5,6 +5,7 @@ pub mod copy;
 pub mod digest;
 mod governor;
 pub mod inspect;
+pub mod judge;
 pub mod method;
 mod named_values;
 mod pace;
@@ -15,4 +16,4 @@ mod tuner;
 
 pub use governor::Governor;
 pub use pace::Pace;
-pub use reader::{Reader, ReaderShared, sidecar_path};
+pub use reader::{Reader, ReaderShared, nothing_to_ingest, sidecar_path};

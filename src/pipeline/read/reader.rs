@@ -23,12 +23,12 @@ use crate::io::disk::Handle;
 use crate::io::open::SyncFailed;
 use crate::io::read_engine::{Done, ReadEngine};
 use crate::io::{Disk, FileStat, Identity, RealDisk, Reserve, clock, direct, lease, open, stat};
-use crate::ledger::{Counts, Position, SourceId};
+use crate::ledger::{Counts, SourceId};
 use crate::observe::events;
 use crate::observe::metrics::{Metrics, Stage};
 use crate::pipeline::discover::shares::Shares;
 use crate::pipeline::queue::Queue;
-use crate::pipeline::{Candidate, Fate, Finding, Input, Proof, Staged, Waiting};
+use crate::pipeline::{Candidate, Fate, Input, Proof, Staged, Waiting};
 use crate::session::Suspicion;
 use crate::settings::{CopyMethod, IoChoice, LeasePolicy, Mode};
 
@@ -37,9 +37,10 @@ use super::copy::{self, CopyTarget};
 use super::digest::{self, Stream};
 use super::governor::{FILE_WORK, Governor, Seat};
 use super::inspect::Inspection;
+use super::judge::judge;
 use super::method::Methods;
 use super::pace::Pace;
-use super::sidecar::{SIDECAR_BYTES_MAX, claimed_digest};
+use super::sidecar;
 
 /// Reads in flight for one file: one is hashed while the next arrives.
 const READS_PER_FILE: usize = 2;
@@ -963,25 +964,8 @@ impl Reader {
         };
         let ended = Instant::now();
         let digest = file.stream.finish();
-        let mismatch = sidecar
-            .as_ref()
-            .and_then(|sidecar| sidecar.claimed)
-            .filter(|claimed| *claimed != digest)
-            .map(|claimed| Finding {
-                rule: "sidecar_digest".into(),
-                message: format!(
-                    "its sidecar says sha256 {}, its content has {}",
-                    data_encoding::HEXLOWER.encode(&claimed),
-                    data_encoding::HEXLOWER.encode(&digest)
-                ),
-                position: Position::default(),
-            });
-        // What did not arrive as it was sent is not judged by its content.
-        let judged = match (mismatch, file.inspection.take()) {
-            (Some(mismatch), _) => Err(mismatch),
-            (None, Some(inspection)) => inspection.finish(),
-            (None, None) => Ok(Counts::default()),
-        };
+        let claimed = sidecar.as_ref().and_then(|sidecar| sidecar.claimed);
+        let judged = judge(&digest, claimed.as_ref(), file.inspection.take());
         file.candidate.shares.memory = None;
         let staged = Staged {
             candidate: file.candidate,
@@ -1212,33 +1196,18 @@ fn read_sidecar(shared: &ReaderShared, file: &InFlight) -> Result<Option<Sidecar
         return Ok(None);
     };
     let failed = |error: io::Error| Leave::Failed("read the sidecar of", error);
-    let claimed = if before.identity.size <= SIDECAR_BYTES_MAX {
-        let mut content = vec![0; before.identity.size as usize];
-        let mut read = 0;
-        while read < content.len() {
-            let rest = &mut content[read..];
-            match rustix::io::pread(&handle, rest, read as u64).map_err(io::Error::from) {
-                Ok(0) => break,
-                Ok(bytes) => read += bytes,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(failed(error)),
-            }
-        }
-        let all_read = &shared.metrics.bytes_read;
-        all_read.fetch_add(read as u64, Ordering::Relaxed);
-        let broken = handle.has_lease() && !lease::still_held(handle.as_fd());
-        if broken || stat::stat_fd(&handle).map_err(failed)?.identity != before.identity {
-            return Err(again(CHANGED_REST, Waiting::Sidecar));
-        }
-        let name = file.candidate.path().file_name().unwrap_or_default();
-        claimed_digest(&content[..read], name)
-    } else {
-        None
-    };
+    let name = file.candidate.path().file_name().unwrap_or_default();
+    let claim = sidecar::read_claim(&handle, before.identity.size, name).map_err(failed)?;
+    let all_read = &shared.metrics.bytes_read;
+    all_read.fetch_add(claim.bytes_read, Ordering::Relaxed);
+    let broken = handle.has_lease() && !lease::still_held(handle.as_fd());
+    if broken || stat::stat_fd(&handle).map_err(failed)?.identity != before.identity {
+        return Err(again(CHANGED_REST, Waiting::Sidecar));
+    }
     Ok(Some(SidecarRead {
         path,
         identity: before.identity,
-        claimed,
+        claimed: claim.digest,
     }))
 }
 
@@ -1257,13 +1226,23 @@ fn again(after: Duration, why: Waiting) -> Leave {
     Leave::With(Fate::Again { after, why })
 }
 
+/// Why what cannot be opened with that error is nothing to ingest, if that is what the error means.
+pub fn nothing_to_ingest(error: &io::Error) -> Option<&'static str> {
+    match Errno::from_io_error(error)? {
+        Errno::LOOP => Some("a symbolic link is on its path"),
+        Errno::XDEV => Some("another filesystem is mounted there"),
+        Errno::NXIO | Errno::NODEV => Some("not a regular file"),
+        _ => None,
+    }
+}
+
 /// What an error of opening means for the file.
 fn opening(error: io::Error) -> Leave {
+    if let Some(reason) = nothing_to_ingest(&error) {
+        return Leave::With(Fate::Ignored(reason));
+    }
     match Errno::from_io_error(&error) {
         Some(Errno::NOENT | Errno::NOTDIR) => Leave::With(Fate::Withdrawn),
-        Some(Errno::LOOP) => Leave::With(Fate::Ignored("a symbolic link is on its path")),
-        Some(Errno::XDEV) => Leave::With(Fate::Ignored("another filesystem is mounted there")),
-        Some(Errno::NXIO | Errno::NODEV) => Leave::With(Fate::Ignored("not a regular file")),
         Some(Errno::AGAIN) => again(Duration::ZERO, Waiting::HeldOpen),
         _ => no_room_or("open", error),
     }

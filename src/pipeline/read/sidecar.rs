@@ -1,12 +1,48 @@
 //! What a sidecar says: nothing, or the digest of its file, bare or in the form of `sha256sum`.
 
 use std::ffi::OsStr;
+use std::io;
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 
 use crate::ledger::Digest;
 
 /// Larger sidecars are not read: none that holds a digest is.
-pub const SIDECAR_BYTES_MAX: u64 = 1 << 20;
+const SIDECAR_BYTES_MAX: u64 = 1 << 20;
+
+/// A sidecar that was read.
+#[derive(Debug, Default)]
+pub struct Claim {
+    /// The digest that it holds.
+    pub digest: Option<Digest>,
+    /// How much of it was read.
+    pub bytes_read: u64,
+}
+
+/// Reads what an open sidecar of so many bytes claims for the file `name`.
+///
+/// # Errors
+/// Those of reading it.
+pub fn read_claim(sidecar: impl AsFd, bytes: u64, name: &OsStr) -> io::Result<Claim> {
+    if bytes > SIDECAR_BYTES_MAX {
+        return Ok(Claim::default());
+    }
+    let mut content = vec![0; bytes as usize];
+    let mut read = 0;
+    while read < content.len() {
+        let rest = &mut content[read..];
+        match rustix::io::pread(&sidecar, rest, read as u64).map_err(io::Error::from) {
+            Ok(0) => break,
+            Ok(bytes) => read += bytes,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(Claim {
+        digest: claimed_digest(&content[..read], name),
+        bytes_read: read as u64,
+    })
+}
 
 /// The digest that `content` claims for the file `name`: bare, as `sha256sum` prints it, or as `sha256sum --tag` does. Of several lines, the one that names the file counts; a
 /// line without a name counts for any file.

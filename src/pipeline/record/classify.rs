@@ -6,11 +6,12 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rustix::fs::FileType;
+
 use crate::failure::{Exit, Failure};
-use crate::io::Disk;
+use crate::io::{Disk, FileStat};
 use crate::ledger::{Arrival, ContentKey, Digest, Ledger, Outcome, Placement, RecordState};
 use crate::observe::events;
-use crate::observe::mask::mask;
 use crate::pipeline::{Fate, Staged, Waiting, is_no_room};
 use crate::settings::{Dedupe, OnDuplicate, Source};
 use crate::trial::mutants;
@@ -87,11 +88,7 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
                 continue;
             }
             let outcome = match (&staged.finding, key) {
-                (Some(finding), _) => Outcome::Quarantine {
-                    rule: finding.rule.clone(),
-                    message: mask(&finding.message).into_owned(),
-                    position: finding.position.masked(),
-                },
+                (Some(finding), _) => finding.outcome(),
                 (None, Some(key))
                     if in_batch.contains(&key) && !mutants::on("twins_not_parked") =>
                 {
@@ -176,11 +173,7 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
         taken: &mut HashSet<PathBuf>,
     ) -> Result<Result<PathBuf, (io::Error, PathBuf)>, Failure> {
         let (path, time) = (&arrival.path, arrival.time_micros);
-        let path = match &arrival.outcome {
-            Outcome::Ingest => layout::new_path(source, path, time),
-            Outcome::Duplicate { .. } => layout::duplicates_dir(source, time).join(path),
-            Outcome::Quarantine { .. } => layout::quarantine_dir(source, time).join(path),
-        };
+        let path = layout::path_of(&arrival.outcome, source, path, time);
         let (base, name) = (super::place::parent(&path), super::place::name_of(&path));
         let dir = match self.dir_of(dirs, Root::Warehouse, &base.join(name), true)? {
             Ok(dir) => dir,
@@ -189,32 +182,11 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
         let free = |name: &OsStr| -> io::Result<bool> {
             Ok(!taken.contains(&base.join(name)) && self.disk.stat(&dir, name)?.is_none())
         };
-        let mut chosen = None;
-        if arrival.outcome == Outcome::Ingest {
-            for name in layout::candidate_names(name, &arrival.digest, arrival.seq) {
-                match free(&name) {
-                    Ok(true) => {
-                        chosen = Some((name, None));
-                        break;
-                    }
-                    Ok(false) => {}
-                    Err(error) => return Ok(Err((error, self.warehouse.path.join(base)))),
-                }
-            }
-        } else {
-            // What is set aside needs a second name for its reason.
-            for name in layout::aside_names(name, arrival.seq) {
-                let reason = layout::reason_name(&name);
-                match free(&name).and_then(|is_free| Ok(is_free && free(&reason)?)) {
-                    Ok(true) => {
-                        chosen = Some((name, Some(reason)));
-                        break;
-                    }
-                    Ok(false) => {}
-                    Err(error) => return Ok(Err((error, self.warehouse.path.join(base)))),
-                }
-            }
-        }
+        let (digest, seq) = (&arrival.digest, arrival.seq);
+        let chosen = match layout::first_free(&arrival.outcome, name, digest, seq, free) {
+            Ok(chosen) => chosen,
+            Err(error) => return Ok(Err((error, self.warehouse.path.join(base)))),
+        };
         let Some((name, reason)) = chosen else {
             let error = io::Error::from(io::ErrorKind::AlreadyExists);
             return Ok(Err((error, self.warehouse.path.join(base).join(name))));
@@ -251,18 +223,11 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
             Ok(None) => return Ok(Ok(mutants::on("lost_copy_stands"))),
             Err(error) => return Ok(Err(error)),
         };
-        if stat.kind != rustix::fs::FileType::RegularFile
-            || stat.identity.size != first.identity.size
-        {
-            return Ok(Ok(false));
+        let stands = is_stored_copy(&stat, &first);
+        let stands = stands.or(mutants::on("other_inode_stands").then_some(true));
+        if let Some(stands) = stands {
+            return Ok(Ok(stands));
         }
-        // Inode numbers are given out again; that with the same size and time is too much of a chance.
-        let itself = stat.identity.inode == first.placed_inode
-            && stat.identity.mtime == first.identity.mtime;
-        if itself || mutants::on("other_inode_stands") {
-            return Ok(Ok(true));
-        }
-        // Restored from a backup, perhaps, or another file under its name: its content decides.
         let file = match self.disk.open(&dir, name) {
             Ok(file) => file,
             Err(error) if is_absent(&error) => return Ok(Ok(false)),
@@ -289,6 +254,18 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
             _ => PathBuf::new(),
         }
     }
+}
+
+/// Whether what lies where an arrival was placed is its file. `None`: its content decides. It was restored from a backup,
+/// perhaps, or is another file under its name.
+pub fn is_stored_copy(seen: &FileStat, arrival: &Arrival) -> Option<bool> {
+    if seen.kind != FileType::RegularFile || seen.identity.size != arrival.identity.size {
+        return Some(false);
+    }
+    // Inode numbers are given out again; that with the same size and time is too much of a chance.
+    let itself = seen.identity.inode == arrival.placed_inode
+        && seen.identity.mtime == arrival.identity.mtime;
+    itself.then_some(true)
 }
 
 /// Under which key the content of a file of `source` is known; `None` when every arrival is ingested.

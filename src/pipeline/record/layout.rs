@@ -1,13 +1,14 @@
 //! Names on disk: partitions, file names in the warehouse, manifests, markers. All pure functions.
 
 use std::ffi::{OsStr, OsString};
+use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
-use crate::ledger::{Arrival, Digest};
+use crate::ledger::{Arrival, Digest, Outcome};
 use crate::settings::{Field, Piece, Source, Template};
 
 /// Temporary files of copies, on filesystems without unnamed files. Swept at every start.
@@ -69,6 +70,15 @@ pub fn new_path(source: &Source, path: &Path, time_micros: i64) -> PathBuf {
     let name = path.file_name().unwrap_or(OsStr::new("_"));
     let path = path.with_file_name(placed_name(source, name, time_micros));
     beneath(&ingest_dir(source, time_micros), &path)
+}
+
+/// Where an arrival that came as `path` goes, if that name is free.
+pub fn path_of(outcome: &Outcome, source: &Source, path: &Path, time_micros: i64) -> PathBuf {
+    match outcome {
+        Outcome::Ingest => new_path(source, path, time_micros),
+        Outcome::Duplicate { .. } => duplicates_dir(source, time_micros).join(path),
+        Outcome::Quarantine { .. } => quarantine_dir(source, time_micros).join(path),
+    }
 }
 
 /// What new content that came as `name` is called in the warehouse.
@@ -260,6 +270,31 @@ pub fn aside_names(name: &OsStr, seq: u64) -> impl Iterator<Item = OsString> {
         0 => name.clone(),
         _ => numbered(&name, seq),
     })
+}
+
+/// The first name that is free for an arrival that would be called `name`, and for what is set aside that of its reason,
+/// which has to be free too. `None`: all are taken.
+///
+/// # Errors
+/// Those of `free`.
+pub fn first_free(
+    outcome: &Outcome,
+    name: &OsStr,
+    digest: &Digest,
+    seq: u64,
+    free: impl Fn(&OsStr) -> io::Result<bool>,
+) -> io::Result<Option<(OsString, Option<OsString>)>> {
+    let is_new = *outcome == Outcome::Ingest;
+    let new = is_new.then(|| candidate_names(name, digest, seq).map(|name| (name, None)));
+    let aside = (!is_new).then(|| aside_names(name, seq).map(|name| (reason_name(&name), name)));
+    let aside = aside.into_iter().flatten();
+    let aside = aside.map(|(reason, name)| (name, Some(reason)));
+    for (name, reason) in new.into_iter().flatten().chain(aside) {
+        if free(&name)? && reason.as_deref().map_or(Ok(true), &free)? {
+            return Ok(Some((name, reason)));
+        }
+    }
+    Ok(None)
 }
 
 /// `<name>.<seq>`, cut so that the name of its reason fits too.

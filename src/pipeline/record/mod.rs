@@ -35,7 +35,7 @@ use commit::{Batch, Needs};
 use dirs::Dirs;
 use manifest::ManifestWriter;
 
-pub use classify::{content_key, is_absent};
+pub use classify::{content_key, is_absent, is_stored_copy};
 pub use place::CHANGED_RULE;
 pub use recover::Recovery;
 pub use report::Finished;
