@@ -33,6 +33,17 @@ fn main() -> ExitCode {
         },
         Command::Run(loaded) => report(cli::run::run(&loaded).map(|()| ExitCode::SUCCESS)),
         Command::Check { loaded, json } => cli::check::run(&loaded, json),
+        Command::CheckFile {
+            loaded,
+            file,
+            source,
+            json,
+        } => report(cli::check_file::run(
+            &loaded,
+            &file,
+            source.as_deref(),
+            json,
+        )),
         Command::Status { loaded, json } => report(cli::status::run(&loaded, json)),
         Command::Find {
             loaded,

@@ -29,6 +29,17 @@ pub enum Command {
         /// One JSON object instead of text.
         json: bool,
     },
+    /// Say what `run` would do with a file.
+    CheckFile {
+        /// Its settings.
+        loaded: Loaded,
+        /// The file, wherever it lies.
+        file: PathBuf,
+        /// The source whose file it is or would be; `None`: that in whose input it lies, or the only one.
+        source: Option<String>,
+        /// One JSON object instead of text.
+        json: bool,
+    },
     /// Say how a run is doing, or how the last one ended.
     Status {
         /// Where the state is.
@@ -153,10 +164,16 @@ pub struct Cli {
 enum Subcommands {
     /// Ingest files as they arrive, until stopped
     Run(RunArgs),
-    /// Show effective settings, and what kernel, filesystems and permissions allow
+    /// Show effective settings, and what kernel, filesystems and permissions allow; or what would happen to one file
     Check {
         #[command(flatten)]
         run: RunArgs,
+        /// Say what would happen to this file, and why; exit 1 if it would be set aside
+        #[arg(long, value_name = "FILE")]
+        file: Option<PathBuf>,
+        /// Try --file as one of the source of this name [default: the one in whose input it lies, or the only one]
+        #[arg(long, value_name = "NAME", requires = "file")]
+        source: Option<String>,
         /// Print one JSON object
         #[arg(long)]
         json: bool,
@@ -494,10 +511,23 @@ impl Cli {
         };
         match self.command {
             Subcommands::Run(run) => Ok(Command::Run(flow(raw, run)?)),
-            Subcommands::Check { run, json } => Ok(Command::Check {
-                loaded: flow(raw, run)?,
+            Subcommands::Check {
+                run,
+                file,
+                source,
                 json,
-            }),
+            } => {
+                let loaded = flow(raw, run)?;
+                Ok(match file {
+                    None => Command::Check { loaded, json },
+                    Some(file) => Command::CheckFile {
+                        loaded,
+                        file,
+                        source,
+                        json,
+                    },
+                })
+            }
             Subcommands::Status { flags, json } => Ok(Command::Status {
                 loaded: store(raw, flags)?,
                 json,
@@ -806,6 +836,11 @@ mod tests {
             panic!("check")
         };
         assert!(!loaded.settings.sources[0].recursive);
+        let line = "ringest check --file a.csv --source x --input /in --json";
+        let Command::CheckFile { file, source, .. } = load(line).unwrap() else {
+            panic!("check --file")
+        };
+        assert_eq!((file, source), ("a.csv".into(), Some("x".into())));
         let line = "ringest find --warehouse /w a.csv";
         let Command::Find { loaded, query, .. } = load(line).unwrap() else {
             panic!("find")
@@ -901,6 +936,9 @@ mod tests {
             "ringest run --include a[",
             "ringest run --recursive=perhaps",
             "ringest run --warehouse=",
+            "ringest check --source a",
+            "ringest check --file",
+            "ringest run --file a.csv",
             "ringest status --input /in",
             "ringest find",
             "ringest backup",

@@ -4,6 +4,7 @@ pub mod args;
 pub mod backup;
 pub mod bench;
 pub mod check;
+pub mod check_file;
 pub mod find;
 pub mod plan;
 pub mod quarantine;

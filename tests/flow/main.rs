@@ -20,3 +20,4 @@ mod quarantine;
 mod readers;
 mod settling;
 mod starting;
+mod trying;
