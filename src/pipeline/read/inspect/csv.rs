@@ -5,8 +5,6 @@
 //! Nothing but the header is kept. Only delimiters, quotes and ends of lines are looked at one by one; they are found eight bytes
 //! at a time (Lamport, "Multiple byte processing with full-word instructions", 1975; the exact form, without carries between bytes).
 
-use std::collections::HashMap;
-
 use crate::pipeline::Finding;
 use crate::settings::CsvRules;
 
@@ -139,7 +137,7 @@ impl Csv {
         }
         self.seen = at;
         if self.header.is_some() && self.seen > HEADER_BYTES_MAX {
-            return Err(long_header());
+            return Err(long_header(self.line));
         }
         Ok(())
     }
@@ -270,30 +268,33 @@ impl Csv {
         }
         match self.header.take() {
             None => self.records += 1,
-            Some(_) if end > HEADER_BYTES_MAX => return Err(long_header()),
+            Some(_) if end > HEADER_BYTES_MAX => return Err(long_header(self.line)),
             Some(mut header) => {
                 header.truncate(end as usize);
                 header.drain(..self.record_at as usize);
                 let line = self.line;
-                self.read_header(&header)
+                self.read_header(&header, columns)
                     .map_err(|found| found.in_line(line))?;
             }
         }
         Ok(())
     }
 
-    fn read_header(&mut self, header: &[u8]) -> Result<(), Finding> {
-        let names = fields(&self.rules, header);
-        let mut places: HashMap<&[u8], u64> = HashMap::with_capacity(names.len());
-        for (name, place) in names.iter().zip(0..) {
-            if let Some(first) = places.insert(name, place) {
-                let message = format!("columns {} and {} have the same name", first + 1, place + 1);
-                return Err(finding("csv_header", message));
-            }
+    /// Names are compared in their order, which takes four bytes for each, whatever they are.
+    fn read_header(&mut self, header: &[u8], columns: u64) -> Result<(), Finding> {
+        let names = Fields::of(&self.rules, header, columns as usize);
+        let mut order: Vec<u32> = (0..names.count as u32).collect();
+        order.sort_unstable_by_key(|&place| (names.at(place), place));
+        let pairs = order.windows(2).map(|pair| (pair[0], pair[1]));
+        let twice = pairs.filter(|&(one, other)| names.at(one) == names.at(other));
+        if let Some((one, other)) = twice.min_by_key(|&(_, other)| other) {
+            let message = format!("columns {} and {} have the same name", one + 1, other + 1);
+            return Err(finding("csv_header", message));
         }
         let place_of = |rule: &str, name: &String| {
-            let missing = || finding(rule, format!("it has no column {name:?}"));
-            places.get(name.as_bytes()).copied().ok_or_else(missing)
+            let found = order.binary_search_by_key(&name.as_bytes(), |&place| names.at(place));
+            let missing = |_| finding(rule, format!("it has no column {name:?}"));
+            found.map(|at| u64::from(order[at])).map_err(missing)
         };
         for name in &self.rules.required_columns {
             place_of("required_columns", name)?;
@@ -311,36 +312,45 @@ impl Csv {
     }
 }
 
-fn long_header() -> Finding {
-    finding(
-        "csv_header",
-        format!("its first record has more than {HEADER_BYTES_MAX} bytes"),
-    )
+fn long_header(line: u64) -> Finding {
+    let message = format!("its first record has more than {HEADER_BYTES_MAX} bytes");
+    finding("csv_header", message).in_line(line)
 }
 
 /// The fields of one record.
-fn fields(rules: &CsvRules, record: &[u8]) -> Vec<Vec<u8>> {
-    let mut builder = csv_core::ReaderBuilder::new();
-    builder.delimiter(rules.delimiter);
-    match rules.quote {
-        Some(quote) => builder.quote(quote),
-        None => builder.quoting(false),
-    };
-    let mut reader = builder.build();
-    let mut text = vec![0; record.len()];
-    let mut ends = vec![0; record.len() + 1];
-    // Twice: what is there, and the end of it.
-    let (_, read, mut bytes, mut count) = reader.read_record(record, &mut text, &mut ends);
-    let (_, _, more_bytes, more) =
-        reader.read_record(&record[read..], &mut text[bytes..], &mut ends[count..]);
-    bytes += more_bytes;
-    count += more;
-    text.truncate(bytes);
-    let begins = std::iter::once(&0).chain(&ends);
-    begins
-        .zip(&ends[..count])
-        .map(|(&begin, &end)| text[begin..end].to_vec())
-        .collect()
+struct Fields {
+    text: Vec<u8>,
+    /// Where each ends.
+    ends: Vec<usize>,
+    count: usize,
+}
+
+impl Fields {
+    /// Of a record that has so many.
+    fn of(rules: &CsvRules, record: &[u8], columns: usize) -> Fields {
+        let mut builder = csv_core::ReaderBuilder::new();
+        builder.delimiter(rules.delimiter);
+        match rules.quote {
+            Some(quote) => builder.quote(quote),
+            None => builder.quoting(false),
+        };
+        let mut reader = builder.build();
+        let mut text = vec![0; record.len()];
+        let mut ends = vec![0; columns + 1];
+        // Twice: what is there, and the end of it.
+        let (_, read, bytes, mut count) = reader.read_record(record, &mut text, &mut ends);
+        let (text_left, ends_left) = (&mut text[bytes..], &mut ends[count..]);
+        let (.., more) = reader.read_record(&record[read..], text_left, ends_left);
+        count += more;
+        Fields { text, ends, count }
+    }
+
+    /// The one of that number, from 0.
+    fn at(&self, place: u32) -> &[u8] {
+        let place = place as usize;
+        let begin = place.checked_sub(1).map_or(0, |before| self.ends[before]);
+        &self.text[begin..self.ends[place]]
+    }
 }
 
 #[cfg(test)]
@@ -509,6 +519,7 @@ mod tests {
         let piece = 256 << 10;
         let found = check_in(&rules(), &long, piece).unwrap_err();
         assert_eq!(found.rule, "csv_header");
+        assert_eq!(found.position.line, Some(1));
         let bare = CsvRules {
             header: false,
             ..rules()

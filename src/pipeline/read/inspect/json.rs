@@ -3,16 +3,14 @@
 //! Only a schema needs the values themselves. They take many times the bytes of their text, so what they will take is added up while
 //! the text is parsed, and large ones are made one at a time.
 
-use std::borrow::Cow;
-use std::collections::HashSet;
 use std::fmt;
-use std::sync::Mutex;
 
-use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
+use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 
 use crate::pipeline::Finding;
 use crate::settings::Schema;
 
+use super::keys::{ALONE_BYTES, Keys, Names, alone};
 use super::{Counts, DOCUMENT_BYTES_MAX, finding};
 
 const RULE: &str = "json";
@@ -21,15 +19,13 @@ const SCHEMA_RULE: &str = "json_schema";
 
 /// Most memory that the values of one document may take to be checked with a schema, in bytes.
 const VALUES_BYTES_MAX: u64 = 1 << 30;
-/// From so many bytes on, the values of one document at a time are in memory.
-const ALONE_BYTES: u64 = 8 << 20;
-/// Held by who has such values.
-static ALONE: Mutex<()> = Mutex::new(());
+/// From so many bytes on, what is gathered gets all the room at once that it can need: to grow it would have to be there twice.
+const GROWN_BYTES: usize = 1 << 20;
 
 /// A check of one JSON document. It is gathered and parsed at its end.
 #[derive(Debug, Default)]
 pub struct Document {
-    bytes: Vec<u8>,
+    begun: Begun,
     schema: Option<Schema>,
 }
 
@@ -37,21 +33,22 @@ impl Document {
     /// A check of a document that has not been looked at, and has so many bytes at most.
     pub fn new(schema: Option<Schema>, bytes: usize) -> Document {
         Document {
+            begun: Begun::new(bytes),
             schema,
-            bytes: Vec::with_capacity(bytes.min(DOCUMENT_BYTES_MAX)),
         }
     }
 
     /// Takes in the next bytes.
     pub fn feed(&mut self, bytes: &[u8]) -> Result<(), Finding> {
-        gather(&mut self.bytes, bytes, || "it".into())
+        self.begun.gather(bytes, || "it".into())
     }
 
     /// The end of the file.
     pub fn finish(self) -> Result<Counts, Finding> {
-        let value = parse(&self.bytes).map_err(|error| malformed(error.line() as u64, &error))?;
+        let text = &self.begun.bytes;
+        let value = parse(text).map_err(|error| malformed(error.line() as u64, &error))?;
         if let Some(schema) = &self.schema {
-            keeps(schema, &self.bytes, value.taken, None)?;
+            keeps(schema, text, value.taken, None)?;
         }
         Ok(Counts {
             records: Some(value.items),
@@ -64,7 +61,7 @@ impl Document {
 #[derive(Debug, Default)]
 pub struct Lines {
     /// The line that goes on, as far as it is known.
-    begun: Vec<u8>,
+    begun: Begun,
     /// Lines that have ended.
     lines: u64,
     records: u64,
@@ -72,9 +69,10 @@ pub struct Lines {
 }
 
 impl Lines {
-    /// A check of lines that have not been looked at.
-    pub fn new(schema: Option<Schema>) -> Lines {
+    /// A check of lines that have not been looked at, and have so many bytes at most.
+    pub fn new(schema: Option<Schema>, bytes: usize) -> Lines {
         Lines {
+            begun: Begun::new(bytes),
             schema,
             ..Lines::default()
         }
@@ -84,14 +82,14 @@ impl Lines {
     pub fn feed(&mut self, mut bytes: &[u8]) -> Result<(), Finding> {
         while let Some(end) = memchr::memchr(b'\n', bytes) {
             let (line, rest) = (&bytes[..end], &bytes[end + 1..]);
-            if self.begun.is_empty() {
+            if self.begun.bytes.is_empty() {
                 self.end_line(line)?;
             } else {
                 self.gather(line)?;
-                let mut line = std::mem::take(&mut self.begun);
+                let mut line = std::mem::take(&mut self.begun.bytes);
                 self.end_line(&line)?;
                 line.clear();
-                self.begun = line;
+                self.begun.bytes = line;
             }
             bytes = rest;
         }
@@ -100,7 +98,7 @@ impl Lines {
 
     /// The end of the file.
     pub fn finish(mut self) -> Result<Counts, Finding> {
-        let line = std::mem::take(&mut self.begun);
+        let line = std::mem::take(&mut self.begun.bytes);
         self.end_line(&line)?;
         Ok(Counts {
             records: Some(self.records),
@@ -110,7 +108,7 @@ impl Lines {
 
     fn gather(&mut self, bytes: &[u8]) -> Result<(), Finding> {
         let number = self.lines + 1;
-        let gathered = gather(&mut self.begun, bytes, || format!("line {number}"));
+        let gathered = self.begun.gather(bytes, || format!("line {number}"));
         gathered.map_err(|found| found.in_line(number))
     }
 
@@ -128,18 +126,43 @@ impl Lines {
     }
 }
 
-fn gather(begun: &mut Vec<u8>, bytes: &[u8], what: impl Fn() -> String) -> Result<(), Finding> {
-    if begun.len() + bytes.len() > DOCUMENT_BYTES_MAX {
-        let message = format!("{} has more than {DOCUMENT_BYTES_MAX} bytes", what());
-        return Err(finding(TOO_LONG, message));
+/// What is gathered of a document or of a line.
+#[derive(Debug, Default)]
+struct Begun {
+    bytes: Vec<u8>,
+    /// Bytes that it can come to.
+    bytes_max: usize,
+}
+
+impl Begun {
+    /// Of what has so many bytes at most.
+    fn new(bytes: usize) -> Begun {
+        Begun {
+            bytes: Vec::new(),
+            bytes_max: bytes.min(DOCUMENT_BYTES_MAX),
+        }
     }
-    let needed = begun.len() + bytes.len();
-    if needed > begun.capacity() {
-        let twice = (2 * begun.capacity()).min(DOCUMENT_BYTES_MAX);
-        begun.reserve_exact(needed.max(twice) - begun.len());
+
+    fn gather(&mut self, bytes: &[u8], what: impl Fn() -> String) -> Result<(), Finding> {
+        let gathered = self.bytes.len() + bytes.len();
+        if gathered > DOCUMENT_BYTES_MAX {
+            return Err(too_long(&what()));
+        }
+        if gathered > self.bytes.capacity() && gathered > GROWN_BYTES {
+            let most = self.bytes_max.max(gathered);
+            self.bytes.reserve_exact(most - self.bytes.len());
+        }
+        self.bytes.extend(bytes);
+        Ok(())
     }
-    begun.extend(bytes);
-    Ok(())
+}
+
+/// What is wrong with a document or a line above the limit.
+pub fn too_long(what: &str) -> Finding {
+    finding(
+        TOO_LONG,
+        format!("{what} has more than {DOCUMENT_BYTES_MAX} bytes"),
+    )
 }
 
 /// Whether a well-formed document, or that line, whose values take so many bytes, is as the schema has it.
@@ -155,8 +178,7 @@ fn keeps(schema: &Schema, text: &[u8], values: u64, line: Option<u64>) -> Result
         );
         return Err(in_line(finding(TOO_LONG, message)));
     }
-    // What a panic left behind is nothing.
-    let _alone = (values >= ALONE_BYTES).then(|| ALONE.lock().unwrap_or_else(|e| e.into_inner()));
+    let _alone = (values >= ALONE_BYTES as u64).then(alone);
     let document: serde_json::Value = serde_json::from_slice(text)
         .map_err(|error| malformed(line.unwrap_or(error.line() as u64), &error))?;
     let Some(broken) = schema.broken_by(&document) else {
@@ -193,7 +215,7 @@ fn cause(error: &serde_json::Error) -> String {
 
 fn parse(bytes: &[u8]) -> Result<Value, serde_json::Error> {
     let mut parser = serde_json::Deserializer::from_slice(bytes);
-    let value = Value::deserialize(&mut parser)?;
+    let value = Any(&Names::new(bytes)).deserialize(&mut parser)?;
     parser.end()?;
     Ok(value)
 }
@@ -213,7 +235,8 @@ impl Value {
 }
 
 /// Takes any value.
-struct Any;
+#[derive(Clone, Copy)]
+struct Any<'n, 't>(&'n Names<'t>);
 
 /// A value itself.
 const ONE: u64 = size_of::<serde_json::Value>() as u64;
@@ -221,13 +244,15 @@ const ONE: u64 = size_of::<serde_json::Value>() as u64;
 const NODE: u64 = 11 * (ONE + size_of::<String>() as u64) + 16;
 const ENTRY: u64 = NODE / 5;
 
-impl<'de> Deserialize<'de> for Value {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Value, D::Error> {
-        deserializer.deserialize_any(Any)
+impl<'de> DeserializeSeed<'de> for Any<'_, '_> {
+    type Value = Value;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
+        deserializer.deserialize_any(self)
     }
 }
 
-impl<'de> Visitor<'de> for Any {
+impl<'de> Visitor<'de> for Any<'_, '_> {
     type Value = Value;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -260,7 +285,7 @@ impl<'de> Visitor<'de> for Any {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
         let (mut taken, mut count) = (ONE, 0);
-        while let Some(item) = items.next_element::<Value>()? {
+        while let Some(item) = items.next_element_seed(self)? {
             taken += item.taken.saturating_sub(ONE);
             count += 1;
         }
@@ -273,69 +298,18 @@ impl<'de> Visitor<'de> for Any {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Value, A::Error> {
-        let mut keys = Keys::default();
+        let mut keys = Keys::new(self.0);
         let (mut taken, mut entries_taken) = (ONE, 0);
-        while let Some(Key(key)) = entries.next_key()? {
-            taken += key.len() as u64;
+        while let Some(key) = entries.next_key_seed(self.0)? {
+            taken += u64::from(key.bytes);
             if !keys.insert(key) {
                 return Err(A::Error::custom("an object has the same key twice"));
             }
-            let value = entries.next_value::<Value>()?;
+            let value = entries.next_value_seed(self)?;
             taken += value.taken.saturating_sub(ONE);
             entries_taken = (entries_taken + ENTRY).max(NODE);
         }
         Ok(Value::one(taken + entries_taken))
-    }
-}
-
-/// The keys of one object.
-#[derive(Default)]
-struct Keys<'de> {
-    few: Vec<Cow<'de, str>>,
-    more: HashSet<Cow<'de, str>>,
-}
-
-/// Up to so many keys, comparing with all of them is faster than hashing.
-const FEW: usize = 16;
-
-impl<'de> Keys<'de> {
-    /// False if it is there already.
-    fn insert(&mut self, key: Cow<'de, str>) -> bool {
-        if self.few.contains(&key) {
-            return false;
-        }
-        if self.few.len() < FEW {
-            self.few.push(key);
-            return true;
-        }
-        self.more.insert(key)
-    }
-}
-
-/// A key of an object, borrowed where it holds no escape.
-struct Key<'de>(Cow<'de, str>);
-
-impl<'de> Deserialize<'de> for Key<'de> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Key<'de>, D::Error> {
-        deserializer.deserialize_str(KeyVisitor)
-    }
-}
-
-struct KeyVisitor;
-
-impl<'de> Visitor<'de> for KeyVisitor {
-    type Value = Key<'de>;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a key")
-    }
-
-    fn visit_borrowed_str<E>(self, key: &'de str) -> Result<Key<'de>, E> {
-        Ok(Key(Cow::Borrowed(key)))
-    }
-
-    fn visit_str<E>(self, key: &str) -> Result<Key<'de>, E> {
-        Ok(Key(Cow::Owned(key.to_owned())))
     }
 }
 

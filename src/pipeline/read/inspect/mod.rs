@@ -5,6 +5,7 @@
 mod csv;
 mod encoding;
 mod json;
+mod keys;
 mod utf8;
 
 use std::os::unix::ffi::OsStrExt;
@@ -29,10 +30,16 @@ pub fn gathered_bytes(rules: &ContentRules, bytes: u64) -> u64 {
         Encoding::Utf8 => bytes,
         _ => bytes.saturating_mul(3),
     };
-    match rules.gathers() {
+    match rules.gathers() && !is_too_long(rules, bytes) {
         true => text.min(DOCUMENT_BYTES_MAX as u64),
         false => 0,
     }
+}
+
+/// Whether it is one document above the limit, whatever is in it. Text of another encoding may take fewer bytes as UTF-8.
+fn is_too_long(rules: &ContentRules, bytes: u64) -> bool {
+    let gathered_as_it_is = rules.content == Content::Json && rules.encoding == Encoding::Utf8;
+    gathered_as_it_is && bytes > DOCUMENT_BYTES_MAX as u64
 }
 
 /// The checks of one file.
@@ -68,15 +75,13 @@ impl Inspection {
         if rules.are_none() {
             return None;
         }
+        let gathered = gathered_bytes(rules, bytes) as usize;
         let format = match rules.content {
             Content::Any => Format::Any,
             Content::Text => Format::Text,
             Content::Csv => Format::Csv(Box::new(Csv::new(&rules.csv))),
-            Content::Json => {
-                let bytes = gathered_bytes(rules, bytes);
-                Format::Json(Document::new(rules.json_schema.clone(), bytes as usize))
-            }
-            Content::Jsonl => Format::JsonLines(Lines::new(rules.json_schema.clone())),
+            Content::Json => Format::Json(Document::new(rules.json_schema.clone(), gathered)),
+            Content::Jsonl => Format::JsonLines(Lines::new(rules.json_schema.clone(), gathered)),
         };
         let text = match rules.encoding {
             Encoding::Utf8 => Text::Utf8(Utf8::default()),
@@ -171,7 +176,7 @@ fn outside_limits(rules: &ContentRules, path: &Path, bytes: u64) -> Option<Findi
         let message = format!("it has {bytes} bytes, more than max_file_size = {most}");
         return Some(finding("max_file_size", message));
     }
-    None
+    is_too_long(rules, bytes).then(|| json::too_long("it"))
 }
 
 fn finding(rule: &str, message: impl Into<String>) -> Finding {
