@@ -9,6 +9,7 @@ mod duplicates;
 mod finding;
 mod formats;
 mod hostile;
+mod hostile_content;
 mod layout;
 mod logs;
 mod masking;
