@@ -21,7 +21,7 @@ use crate::failure::Failure;
 use crate::io::disk::DirHandle;
 use crate::io::{Disk, RealDisk};
 use crate::observe::events;
-use crate::trial::points;
+use crate::trial::{mutants, points};
 
 use super::record::dirs::ensure_dir;
 use super::record::layout;
@@ -74,6 +74,9 @@ impl ClaimDir {
             Err(error) => return Err(error),
         };
         let to = self.disk.open_dir(&self.input, parent(path))?;
+        if mutants::on("returned_claim_replaces") {
+            self.disk.unlink(&to, name).ok();
+        }
         for number in 0..NAMES_MAX {
             let back = match number {
                 0 => name.to_os_string(),
@@ -82,7 +85,7 @@ impl ClaimDir {
             match self.disk.rename(&from, name, &to, &back) {
                 // A power cut brought its name in the input back beside the one here (btrfs).
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists && number == 0 => {
-                    if self.is_same(&from, &to, name)? {
+                    if self.is_same(&from, &to, name)? && !mutants::on("claimed_twin_returned") {
                         self.disk.unlink(&from, name)?;
                         points::reached("claim_given_back");
                         return Ok(true);
@@ -120,10 +123,11 @@ impl ClaimDir {
             let open = self.disk.open_dir(&self.dir, &directory).map_err(failed)?;
             for name in self.disk.list(&open).map_err(failed)? {
                 let path = directory.join(&name);
+                let owed = owed.contains(&path) && !mutants::on("owed_claim_returned");
                 let seen = self.disk.stat(&open, &name).map_err(failed)?;
                 match seen.map(|seen| seen.kind) {
                     Some(FileType::Directory) => waiting.push(path),
-                    Some(FileType::RegularFile) if !is_hidden(&name) && !owed.contains(&path) => {
+                    Some(FileType::RegularFile) if !is_hidden(&name) && !owed => {
                         match self.give_back(&path) {
                             Ok(given) => returned += u64::from(given),
                             Err(error) => self.say_it_stays(&path, &error),
@@ -146,6 +150,9 @@ impl ClaimDir {
 impl Claim {
     /// The file is not taken after all. Whether it was still there.
     pub fn give_back(self) -> bool {
+        if mutants::on("claim_not_returned") {
+            return true;
+        }
         match self.place.give_back(&self.path) {
             Ok(given) => given,
             Err(error) => {
@@ -167,4 +174,53 @@ fn parent(path: &Path) -> &Path {
 
 fn name_of(path: &Path) -> &OsStr {
     path.file_name().unwrap_or(OsStr::new("."))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use crate::io::open;
+
+    use super::*;
+
+    #[test]
+    fn all_is_given_back_but_for_what_is_owed_and_nothing_is_overwritten() {
+        let root = tempfile::tempdir().unwrap();
+        let [input_path, path] = ["input", "claims"].map(|name| root.path().join(name));
+        let open = |path: &Path| {
+            fs::create_dir_all(path.join("sub")).unwrap();
+            Arc::new(open::root_dir(path).unwrap())
+        };
+        let claims = ClaimDir {
+            disk: RealDisk {
+                durable: true,
+                syncfs: true,
+                lease_signal: None,
+            },
+            input: open(&input_path),
+            dir: open(&path),
+            input_path,
+            path,
+        };
+        for name in ["a", "sub/a", "sub/owed", "taken", ".leaving"] {
+            fs::write(claims.path.join(name), name).unwrap();
+        }
+        fs::write(claims.input_path.join("taken"), "newer").unwrap();
+        let owed = HashSet::from([PathBuf::from("sub/owed")]);
+        assert_eq!(claims.give_all_back(&owed).unwrap(), 3);
+        let read = |path: &Path| fs::read_to_string(path).unwrap();
+        for (name, content) in [
+            ("a", "a"),
+            ("sub/a", "sub/a"),
+            ("taken", "newer"),
+            ("taken.returned1", "taken"),
+        ] {
+            assert_eq!(read(&claims.input_path.join(name)), content, "{name}");
+        }
+        for name in ["sub/owed", ".leaving"] {
+            assert_eq!(read(&claims.path.join(name)), name);
+        }
+        assert_eq!(claims.give_all_back(&owed).unwrap(), 0);
+    }
 }

@@ -95,6 +95,51 @@ fn a_first_start_makes_its_markers_durable_and_their_names() {
     }
 }
 
+/// Before it is placed: else a power cut could bring back a name where recovery does not look for it.
+#[test]
+fn a_claimed_file_is_durable_where_it_was_claimed_before_it_is_placed() {
+    if !has_program("strace", "-V") {
+        return skip("needs strace");
+    }
+    let site = Site::new();
+    let claims = site.root.join("claims");
+    fs::create_dir(&claims).expect("make a directory");
+    site.put("a.csv", "a");
+    let trace = site.root.join("trace");
+    let words = ["strace", "-f", "-y", "-e", "trace=fsync,renameat2", "-o"];
+    let wrapper = [&words[..], &[trace.to_str().expect("UTF-8")]].concat();
+    let mut command = site.run(ARGS);
+    command.arg("--once").arg("--claim-dir").arg(&claims);
+    Finished::of(through(&wrapper, &command)).ok();
+    let traced = fs::read_to_string(&trace).expect("read what strace saw");
+    // Which calls of that name have this directory as their first.
+    let calls = |name: &str, directory: &Path| -> Vec<(usize, &str)> {
+        let path = format!("<{}>", directory.display());
+        let of = |line: &&str| {
+            let arguments = line.split_once(&format!("{name}(")).map(|(_, rest)| rest);
+            let first = arguments.and_then(|rest| rest.find('<').map(|at| &rest[at..]));
+            first.is_some_and(|first| first.starts_with(&path))
+        };
+        let lines = traced.lines().enumerate();
+        lines.filter(|(_, line)| of(line)).collect()
+    };
+    let renamed = |from: &Path| {
+        let mut renames = calls("renameat2", from).into_iter();
+        let found = renames.find(|(_, line)| line.contains("\"a.csv\""));
+        found
+            .unwrap_or_else(|| panic!("none from {from:?} in {traced}"))
+            .0
+    };
+    let (claimed, placed) = (renamed(&site.staging), renamed(&claims));
+    for directory in [&claims, &site.staging] {
+        let synced = calls("fsync", directory);
+        assert!(
+            synced.iter().any(|(at, _)| (claimed..placed).contains(at)),
+            "{directory:?} is not synced between in {traced}"
+        );
+    }
+}
+
 fn each_sync_fails(scenario: &Scenario) {
     if !has_program("strace", "-V") {
         return skip("needs strace");

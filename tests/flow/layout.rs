@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
-use crate::support::{Finished, Site, files_beneath};
+use crate::support::{Finished, Site, files_beneath, wait_until};
 
 /// Directories beside each other: `flow/<input>`, and the warehouse as given.
 fn folders(input: &str, warehouse: &str, settings: &str) -> Site {
@@ -246,6 +246,25 @@ fn a_claim_directory_shows_what_is_in_work_and_gives_back_what_is_not_taken() {
     run(&site, &["--claim-dir", claim]);
     assert_eq!(files(&site, "done").len(), 5);
     assert_agrees(&site, 5);
+}
+
+#[test]
+fn a_claimed_file_that_a_stop_leaves_unread_goes_back() {
+    let site = folders("in", "", "partition = \"done\"");
+    let claims = site.root.join("flow/work");
+    let claim = claims.to_str().expect("UTF-8");
+    site.put("slow.csv", "x".repeat(4 << 20));
+    // The second piece of it would be read minutes later.
+    let config = site.root.join("ringest.toml");
+    let config = config.to_str().expect("UTF-8");
+    let slowly = ["--max-bytes-per-second", "1KiB"];
+    let running = site.start(&[&["--config", config, "--claim-dir", claim], &slowly[..]].concat());
+    wait_until("it is claimed", || files(&site, "work") == ["slow.csv"]);
+    running.terminate();
+    assert_eq!(files(&site, "in"), ["slow.csv"]);
+    assert_eq!(files(&site, "work"), [""; 0]);
+    run(&site, &["--claim-dir", claim]);
+    assert_agrees(&site, 1);
 }
 
 #[test]

@@ -138,11 +138,17 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
         let claimed = placed(items).filter(|it| self.claimed_from.contains_key(&it.source));
         let claimed: Vec<(SourceId, PathBuf)> =
             claimed.map(|it| (it.source, parent(&it.path))).collect();
-        for root in [Root::Input, Root::ClaimedFrom] {
-            let parents = claimed
-                .iter()
-                .map(|(source, path)| (root(*source), path.clone()));
-            self.sync_all(dirs, parents.collect())?;
+        let parents = |root: fn(SourceId) -> Root| {
+            let claimed = claimed.iter();
+            claimed
+                .map(|(source, path)| (root(*source), path.clone()))
+                .collect()
+        };
+        if !mutants::on("claims_unsynced") {
+            self.sync_all(dirs, parents(Root::Input))?;
+        }
+        if !mutants::on("claimed_names_unsynced") {
+            self.sync_all(dirs, parents(Root::ClaimedFrom))?;
         }
         Ok(())
     }
