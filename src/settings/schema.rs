@@ -6,8 +6,9 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use jsonschema::{Draft, PatternOptions, Validator};
-use serde_json::Value;
+use jsonschema::error::ValidationErrorKind;
+use jsonschema::{Draft, PatternOptions, ValidationError, Validator};
+use serde_json::{Value, json};
 
 /// What a schema of that draft may call itself.
 const DRAFT: &str = "https://json-schema.org/draft/2020-12/schema";
@@ -22,7 +23,10 @@ pub struct Schema {
 }
 
 struct Compiled {
+    /// Says whether a document keeps it.
     validator: Validator,
+    /// Says where it does not, see [`telling`].
+    telling: Option<Validator>,
     /// Names of properties that it knows, as they are in a pointer.
     names: HashSet<String>,
 }
@@ -34,8 +38,8 @@ pub struct Broken {
     pub pointer: String,
     /// Whether the value is further down.
     pub beneath: bool,
-    /// The keyword of the rule.
-    pub keyword: String,
+    /// The keyword of the rule, if there is one to name.
+    pub keyword: Option<String>,
 }
 
 impl Schema {
@@ -55,11 +59,7 @@ impl Schema {
                 "its $schema is {draft:?}; it has to be {DRAFT:?}, or left out"
             ));
         }
-        let options = jsonschema::options()
-            .with_draft(Draft::Draft202012)
-            .with_pattern_options(PatternOptions::regex())
-            .offline();
-        let validator = options.build(&schema).map_err(|error| {
+        let validator = compile(&schema).map_err(|error| {
             let place = error.instance_path().as_str();
             format!(
                 "it is no JSON Schema 2020-12 that can be used: {place:?}: {error}; what it refers to has to be in it"
@@ -67,20 +67,36 @@ impl Schema {
         })?;
         let mut names = HashSet::new();
         collect_names(&schema, &mut names);
+        let telling = telling(&schema).and_then(|schema| compile(&schema).ok());
         Ok(Schema {
             path: path.into(),
-            compiled: Arc::new(Compiled { validator, names }),
+            compiled: Arc::new(Compiled {
+                validator,
+                telling,
+                names,
+            }),
         })
     }
 
     /// The first rule that a document breaks.
     pub fn broken_by(&self, document: &Value) -> Option<Broken> {
-        let Compiled { validator, names } = &*self.compiled;
+        let Compiled {
+            validator,
+            telling,
+            names,
+        } = &*self.compiled;
         // Without reasons it is several times as fast.
         if validator.is_valid(document) {
             return None;
         }
-        let error = validator.validate(document).err()?;
+        let told = telling.as_ref();
+        let Some(error) = told.and_then(|telling| telling.validate(document).err()) else {
+            return Some(Broken {
+                pointer: String::new(),
+                beneath: true,
+                keyword: None,
+            });
+        };
         let mut pointer = String::new();
         let mut at = Some(document);
         let path = error.instance_path();
@@ -101,9 +117,69 @@ impl Schema {
         Some(Broken {
             pointer,
             beneath,
-            keyword: error.kind().keyword().to_owned(),
+            keyword: Some(keyword_of(&error)),
         })
     }
+}
+
+fn compile(schema: &Value) -> Result<Validator, ValidationError<'_>> {
+    jsonschema::options()
+        .with_draft(Draft::Draft202012)
+        .with_pattern_options(PatternOptions::regex())
+        .offline()
+        .build(schema)
+}
+
+/// The same schema, in which it costs little to say what is broken. Of `anyOf` and `oneOf` a validator gathers what is wrong with each
+/// branch, and of the branches in these: exponentially much in the depth of a document. What is not not so is so, and the validator has
+/// nothing to say of why. `None`: it would be another schema, since `unevaluatedProperties` and `unevaluatedItems` see through one `not`
+/// only.
+fn telling(schema: &Value) -> Option<Value> {
+    Some(match schema {
+        Value::Object(members) => {
+            let mut told = serde_json::Map::new();
+            let mut parts = Vec::new();
+            for (keyword, value) in members {
+                let branches = value.as_array();
+                let branches = branches.filter(|all| all.iter().all(is_schema));
+                match &**keyword {
+                    "unevaluatedProperties" | "unevaluatedItems" => return None,
+                    "const" | "enum" | "default" | "examples" => {
+                        told.insert(keyword.clone(), value.clone());
+                    }
+                    "anyOf" | "oneOf" if branches.is_some() => {
+                        parts.push(json!({"not": {"not": {keyword: telling(value)?}}}));
+                    }
+                    _ => {
+                        told.insert(keyword.clone(), telling(value)?);
+                    }
+                }
+            }
+            if !parts.is_empty() {
+                let all = told.entry("allOf").or_insert_with(|| json!([]));
+                all.as_array_mut()?.extend(parts);
+            }
+            Value::Object(told)
+        }
+        Value::Array(items) => items.iter().map(telling).collect::<Option<_>>()?,
+        other => other.clone(),
+    })
+}
+
+fn is_schema(value: &Value) -> bool {
+    value.is_object() || value.is_boolean()
+}
+
+/// The keyword that is not kept, as it is in the schema that [`telling`] was made of.
+fn keyword_of(error: &ValidationError<'_>) -> String {
+    if let ValidationErrorKind::Not { schema } = error.kind()
+        && let Some(Value::Object(inner)) = schema.get("not")
+        && let Some(keyword) = inner.keys().next()
+        && matches!(&**keyword, "anyOf" | "oneOf")
+    {
+        return keyword.clone();
+    }
+    error.kind().keyword().to_owned()
 }
 
 /// The names beneath each `properties`.
@@ -185,7 +261,7 @@ mod tests {
             Some(Broken {
                 pointer: pointer.into(),
                 beneath,
-                keyword: keyword.into(),
+                keyword: Some(keyword.into()),
             })
         };
         for (document, expected) in [
@@ -203,5 +279,72 @@ mod tests {
         ] {
             assert_eq!(schema.broken_by(&document), expected);
         }
+    }
+
+    /// Documents that go on beneath `c`, so deep.
+    fn nested(depth: usize) -> Value {
+        (0..depth).fold(json!({}), |beneath, _| json!({"c": beneath}))
+    }
+
+    #[test]
+    fn branches_within_branches_cost_no_more_than_their_number() {
+        for keyword in ["anyOf", "oneOf"] {
+            let branch =
+                |name: &str| json!({"properties": {"c": {"$ref": "#"}}, "required": [name]});
+            let schema = load(&json!({keyword: [branch("x"), branch("y")]}).to_string()).unwrap();
+            let broken = schema.broken_by(&nested(100)).expect("neither is there");
+            assert_eq!(broken.keyword.as_deref(), Some(keyword));
+            assert_eq!((&*broken.pointer, broken.beneath), ("", false));
+        }
+        // Nor does a long list, of which each item is wrong in each branch.
+        let items = |kind: &str| json!({"items": {"type": kind}});
+        let schema = json!({"properties": {"a": {"anyOf": [items("string"), items("object")]}}});
+        let schema = load(&schema.to_string()).unwrap();
+        let broken = schema.broken_by(&json!({"a": vec![1; 100_000]})).unwrap();
+        assert_eq!(broken.pointer, "/a");
+    }
+
+    #[test]
+    fn what_is_told_of_branches_is_told_of_the_schema_itself() {
+        let schema = load(
+            r##"{
+            "properties": {
+                "anyOf": {"type": "array", "items": {"$ref": "#/$defs/one"}},
+                "not": {"not": {"type": "null"}},
+                "both": {"allOf": [{"minimum": 2}], "anyOf": [{"type": "integer"}, true], "oneOf": [{"maximum": 4}, {"const": 9}]}
+            },
+            "dependentRequired": {"anyOf": ["not"]},
+            "$defs": {"one": {"oneOf": [{"type": "string"}, {"enum": [{"anyOf": [{}]}]}]}}
+        }"##,
+        )
+        .unwrap();
+        for (document, expected) in [
+            (
+                json!({"anyOf": ["a", {"anyOf": [{}]}], "not": 1, "both": 9}),
+                None,
+            ),
+            (json!({"anyOf": [], "not": 1, "both": 3}), None),
+            (
+                json!({"anyOf": ["a", 1], "not": 1}),
+                Some(("/anyOf/1", "oneOf")),
+            ),
+            (json!({"anyOf": []}), Some(("", "required"))),
+            (json!({"not": null}), Some(("/not", "not"))),
+            (json!({"both": 1}), Some(("/both", "minimum"))),
+            (json!({"both": 5}), Some(("/both", "oneOf"))),
+        ] {
+            let broken = schema.broken_by(&document);
+            let told = broken
+                .as_ref()
+                .map(|it| (&*it.pointer, it.keyword.as_deref().unwrap()));
+            assert_eq!(told, expected, "{document}");
+        }
+        // Where that cannot be said, it is not.
+        let schema =
+            load(r#"{"anyOf": [{"properties": {"a": true}}], "unevaluatedProperties": false}"#)
+                .unwrap();
+        assert_eq!(schema.broken_by(&json!({"a": 1})), None);
+        let broken = schema.broken_by(&json!({"b": 1})).unwrap();
+        assert_eq!((broken.keyword, broken.beneath), (None, true));
     }
 }

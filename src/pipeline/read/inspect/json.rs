@@ -189,12 +189,15 @@ fn keeps(schema: &Schema, text: &[u8], values: u64, line: Option<u64>) -> Result
     } else {
         ""
     };
-    let message = format!(
-        "{place}{beneath}{:?} does not keep {:?} of the schema",
-        broken.pointer, broken.keyword
-    );
+    let message = match &broken.keyword {
+        Some(keyword) => format!(
+            "{place}{beneath}{:?} does not keep {keyword:?} of the schema",
+            broken.pointer
+        ),
+        None => format!("{place}it does not keep the schema"),
+    };
     let mut found = finding(SCHEMA_RULE, message);
-    found.position.pointer = Some(broken.pointer);
+    found.position.pointer = broken.keyword.map(|_| broken.pointer);
     Err(in_line(found))
 }
 
