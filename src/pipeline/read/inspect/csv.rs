@@ -216,6 +216,9 @@ impl Csv {
 
     /// A delimiter, a quote, or what ends a line, `at` bytes from the beginning.
     fn step(&mut self, at: u64, byte: u8) -> Result<(), Finding> {
+        if self.header.is_some() && at > HEADER_BYTES_MAX {
+            return Err(long_header(self.line));
+        }
         let is_quote = Some(byte) == self.rules.quote;
         match self.state {
             State::Unquoted if is_quote => {
@@ -298,7 +301,6 @@ impl Csv {
         }
         match self.header.take() {
             None => self.records += 1,
-            Some(_) if end > HEADER_BYTES_MAX => return Err(long_header(self.line)),
             Some(mut header) => {
                 header.truncate(end as usize);
                 header.drain(..self.record_at as usize);
@@ -550,6 +552,11 @@ mod tests {
         let found = check_in(&rules(), &long, piece).unwrap_err();
         assert_eq!(found.rule, "csv_header");
         assert_eq!(found.position.line, Some(1));
+        // Nor is what comes behind the limit, in whatever piece.
+        let behind = [&long[..(1 << 20) + 1], b",\"a\"b\n"].concat();
+        for piece in [1000, piece, behind.len()] {
+            assert_eq!(check_in(&rules(), &behind, piece), Err(found.clone()));
+        }
         let bare = CsvRules {
             header: false,
             ..rules()

@@ -112,7 +112,8 @@ impl Decoding {
             self.seen += read as u64;
             bytes = &bytes[read..];
             let text = &self.piece[..written];
-            if memchr::memchr(0, text).is_some() {
+            if let Some(at) = memchr::memchr(0, text) {
+                sink(&text[..at])?;
                 return Err(finding("nul", "it holds a NUL: it is no text"));
             }
             sink(text)?;

@@ -102,7 +102,7 @@ impl Inspection {
         let Inspection { text, format, .. } = self;
         let seen = match (&mut *format, text) {
             (Format::Any, _) => Ok(()),
-            (format, Text::Utf8(utf8)) => utf8.feed(bytes).and_then(|()| format.feed(bytes)),
+            (format, Text::Utf8(utf8)) => utf8.feed(bytes, |text| format.feed(text)),
             (format, Text::Other(other)) => other.feed(bytes, |text| format.feed(text)),
         };
         if let Err(finding) = seen {
@@ -264,6 +264,32 @@ mod tests {
                     let ended = inspected(&rules(content), bytes, piece);
                     assert_eq!(ended.unwrap_err().rule, rule, "{content:?}, {piece}");
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn the_first_of_two_faults_is_told_wherever_the_file_was_cut() {
+        let utf16 = ContentRules {
+            encoding: "utf-16le".parse().unwrap(),
+            ..rules(Content::Csv)
+        };
+        let wide: Vec<u8> = b"a,b\n1\n\0".iter().flat_map(|it| [*it, 0]).collect();
+        for (rules, bytes, rule) in [
+            (rules(Content::Csv), &b"a,b\n1\n\xac,2\n"[..], "csv_width"),
+            (rules(Content::Csv), b"a,b\n\xe2\x82,2\n1\n", "utf8"),
+            (rules(Content::Csv), b"a,b\n1\n\0,2\n", "csv_width"),
+            (rules(Content::Csv), b"a,b\n\xe2\0,2\n", "utf8"),
+            (rules(Content::Json), b"[1, \xe2\x82]", "utf8"),
+            (rules(Content::Json), b"[1, \xe2\0]", "utf8"),
+            (rules(Content::Jsonl), b"1\n[2\n\xff\n", "json"),
+            (rules(Content::Jsonl), b"1\n[\xff\n\n[2\n", "utf8"),
+            (utf16, &wide[..], "csv_width"),
+        ] {
+            let whole = inspected(&rules, bytes, bytes.len());
+            assert_eq!(whole.as_ref().unwrap_err().rule, rule, "{bytes:?}");
+            for piece in 1..bytes.len() {
+                assert_eq!(inspected(&rules, bytes, piece), whole, "{bytes:?}, {piece}");
             }
         }
     }

@@ -15,13 +15,32 @@ pub struct Utf8 {
 }
 
 impl Utf8 {
-    /// Takes in the next bytes.
-    pub fn feed(&mut self, bytes: &[u8]) -> Result<(), Finding> {
-        if let Some(at) = memchr::memchr(0, bytes) {
-            let at = self.seen + at as u64;
-            let message = format!("byte {at} is NUL: it is no text");
-            return Err(finding("nul", message).at_byte(at));
+    /// Takes in the next bytes; `sink` is given the text, as far as it is known to be some: whole characters.
+    pub fn feed(
+        &mut self,
+        bytes: &[u8],
+        mut sink: impl FnMut(&[u8]) -> Result<(), Finding>,
+    ) -> Result<(), Finding> {
+        let Some(at) = memchr::memchr(0, bytes) else {
+            return self.feed_text(bytes, &mut sink);
+        };
+        self.feed_text(&bytes[..at], &mut sink)?;
+        match self.begun_bytes {
+            0 => {
+                let at = self.seen;
+                let message = format!("byte {at} is NUL: it is no text");
+                Err(finding("nul", message).at_byte(at))
+            }
+            bytes => Err(self.invalid(self.seen - bytes as u64)),
         }
+    }
+
+    /// Takes in bytes of which none is NUL.
+    fn feed_text(
+        &mut self,
+        bytes: &[u8],
+        sink: &mut impl FnMut(&[u8]) -> Result<(), Finding>,
+    ) -> Result<(), Finding> {
         let mut rest = bytes;
         while self.begun_bytes > 0
             && let [first, others @ ..] = rest
@@ -30,8 +49,12 @@ impl Utf8 {
             self.begun_bytes += 1;
             self.seen += 1;
             rest = others;
-            match std::str::from_utf8(&self.begun[..self.begun_bytes]) {
-                Ok(_) => self.begun_bytes = 0,
+            let begun = &self.begun[..self.begun_bytes];
+            match std::str::from_utf8(begun) {
+                Ok(_) => {
+                    sink(begun)?;
+                    self.begun_bytes = 0;
+                }
                 // Four bytes are a character or none.
                 Err(error) if error.error_len().is_none() => {}
                 Err(_) => return Err(self.invalid(self.seen - self.begun_bytes as u64)),
@@ -39,13 +62,13 @@ impl Utf8 {
         }
         let Err(error) = simdutf8::compat::from_utf8(rest) else {
             self.seen += rest.len() as u64;
-            return Ok(());
+            return sink(rest);
         };
-        let at = error.valid_up_to();
+        let (text, begun) = rest.split_at(error.valid_up_to());
+        sink(text)?;
         if error.error_len().is_some() {
-            return Err(self.invalid(self.seen + at as u64));
+            return Err(self.invalid(self.seen + text.len() as u64));
         }
-        let begun = &rest[at..];
         self.begun[..begun.len()].copy_from_slice(begun);
         self.begun_bytes = begun.len();
         self.seen += rest.len() as u64;
@@ -74,12 +97,18 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn check(pieces: &[&[u8]]) -> Result<(), Finding> {
-        let mut utf8 = Utf8::default();
-        for piece in pieces {
-            utf8.feed(piece)?;
-        }
-        utf8.finish()
+    /// The verdict, and what was known to be text.
+    fn check(pieces: &[&[u8]]) -> (Result<(), Finding>, Vec<u8>) {
+        let (mut utf8, mut text) = (Utf8::default(), Vec::new());
+        let mut feed = |piece: &&[u8]| {
+            utf8.feed(piece, |piece| {
+                assert!(std::str::from_utf8(piece).is_ok());
+                text.extend(piece);
+                Ok(())
+            })
+        };
+        let fed = pieces.iter().try_for_each(&mut feed);
+        (fed.and_then(|()| utf8.finish()), text)
     }
 
     proptest! {
@@ -99,10 +128,14 @@ mod tests {
             cuts.extend([0, bytes.len()]);
             cuts.sort_unstable();
             let pieces: Vec<&[u8]> = cuts.windows(2).map(|pair| &bytes[pair[0]..pair[1]]).collect();
-            let ours = check(&pieces);
+            let (ours, text) = check(&pieces);
             match std::str::from_utf8(&bytes) {
-                Ok(_) => prop_assert_eq!(ours, Ok(())),
+                Ok(_) => {
+                    prop_assert_eq!(ours, Ok(()));
+                    prop_assert_eq!(text, bytes);
+                }
                 Err(error) => {
+                    prop_assert_eq!(text, &bytes[..error.valid_up_to()]);
                     let found = ours.unwrap_err();
                     let at = error.valid_up_to();
                     prop_assert!(found.message.contains(&format!("byte {at}")), "{:?}", found);
