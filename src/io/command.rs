@@ -1,7 +1,7 @@
 //! Runs a program that may hang, start others or write without end: for a limited time, and keeping a limited part of what it writes.
 //!
-//! The program leads a process group of its own. When it has ended, or has to, all that is in the group is killed; it is killed,
-//! too, when the thread that started it ends. Only what leaves the group by itself (setsid(2)) lives on.
+//! The program leads a process group of its own. When it has ended, or has to, all that is in the group is killed, and what has left
+//! it ([`strays`](super::strays)); the program itself is killed, too, when the thread that started it ends.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -16,6 +16,7 @@ use rustix::pipe::PipeFlags;
 use rustix::process::{Pid, PidfdFlags, Signal};
 
 use super::child;
+use super::strays::Brand;
 
 /// Bytes of what it writes that are kept: the first.
 pub const KEPT_BYTES: usize = 2048;
@@ -62,7 +63,11 @@ pub fn run(mut command: Command, timeout: Duration, give_up: &AtomicBool) -> io:
         .stderr(input)
         .process_group(0);
     child::end_with_this_thread(&mut command, Signal::KILL);
-    let mut group = Group(command.spawn()?);
+    let brand = Brand::mark(&mut command);
+    let mut group = Group {
+        leader: command.spawn()?,
+        brand,
+    };
     // The writing ends are the child's alone from now on.
     drop(command);
     let ended = rustix::process::pidfd_open(group.pid(), PidfdFlags::empty())?;
@@ -150,11 +155,14 @@ impl Written {
 }
 
 /// A process and all that it started. Killed when it is dropped.
-struct Group(Child);
+struct Group {
+    leader: Child,
+    brand: Brand,
+}
 
 impl Group {
     fn pid(&self) -> Pid {
-        Pid::from_child(&self.0)
+        Pid::from_child(&self.leader)
     }
 
     /// Kills all of it, and waits for its leader: until then its number is nobody else's.
@@ -164,14 +172,15 @@ impl Group {
             Ok(()) | Err(Errno::SRCH | Errno::PERM) => {}
             Err(error) => return Err(error.into()),
         }
-        self.0.wait()
+        self.brand.kill_strays(self.pid())?;
+        self.leader.wait()
     }
 }
 
 impl Drop for Group {
     fn drop(&mut self) {
         // Once it has been waited for, its number may be another's.
-        if matches!(self.0.try_wait(), Ok(None)) {
+        if matches!(self.leader.try_wait(), Ok(None)) {
             let _ = self.end();
         }
     }
@@ -247,12 +256,21 @@ mod tests {
     fn one_that_writes_without_end_is_killed() {
         let ran = shell("yes", LONG);
         assert_eq!((ran.end, ran.written.len()), (End::Flooded, KEPT_BYTES));
-        // What left the group keeps the pipe open, and is not read from for ever.
-        let ran = shell(
-            "setsid sh -c 'echo $$; exec sleep 2' & sleep 0.2; exit 0",
-            LONG,
-        );
-        assert_eq!(ran.end, End::Code(0));
+    }
+
+    #[test]
+    fn what_has_left_the_group_is_killed_and_not_waited_for() {
+        let leave = "pid=$(setsid sh -c 'echo $$; exec sleep 1000 >/dev/null' &); echo $pid";
+        for (then, end) in [("exit 0", End::Code(0)), ("exec yes", End::Flooded)] {
+            let ran = shell(&format!("{leave}; {then}"), LONG);
+            assert_eq!(ran.end, end);
+            let written = String::from_utf8_lossy(&ran.written);
+            is_gone(written.lines().next().unwrap());
+        }
+        // In a group of its own, and nobody's child any more.
+        let ran = shell("set -m; (sleep 1000 & echo $!); exit 3", LONG);
+        assert_eq!(ran.end, End::Code(3));
+        is_gone(&String::from_utf8_lossy(&ran.written));
     }
 
     #[test]

@@ -19,6 +19,7 @@ pub mod probe;
 pub mod read_engine;
 pub mod reserve;
 pub mod stat;
+pub mod strays;
 
 pub use clock::Clock;
 pub use disk::{Disk, RealDisk};
