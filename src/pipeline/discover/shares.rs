@@ -4,6 +4,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Instant;
 
 use crate::pipeline::queue::{Budget, Share};
 use crate::pipeline::read::checks;
@@ -52,17 +53,19 @@ impl Needs {
     pub fn give(&self, candidate: &mut Candidate) -> bool {
         let rules = &candidate.input.settings.content;
         let bytes = gathered_bytes(rules, candidate.identity.size);
+        let who = u64::from(candidate.input.id.0);
         let take = |budget: &Option<Arc<Budget>>, amount| match budget {
-            Some(budget) => budget.take(amount).map(Some),
+            Some(budget) => budget.take_in_turn(who, amount, Instant::now()).map(Some),
             None => Some(None),
         };
-        match (take(&self.memory, bytes), take(&self.checks, 1)) {
-            (Some(memory), Some(check)) => {
-                candidate.shares = Shares { memory, check };
-                true
-            }
-            _ => false,
-        }
+        // Who has no place needs no memory.
+        let given =
+            take(&self.checks, 1).and_then(|check| Some((check, take(&self.memory, bytes)?)));
+        let Some((check, memory)) = given else {
+            return false;
+        };
+        candidate.shares = Shares { memory, check };
+        true
     }
 }
 
