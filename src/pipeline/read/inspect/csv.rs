@@ -148,7 +148,7 @@ impl Csv {
                 // Most of them are this, and are done with here.
                 if byte == self.rules.delimiter
                     && self.state == State::Unquoted
-                    && self.key.is_none()
+                    && self.key != Some(self.field)
                 {
                     self.field += 1;
                     self.field_at = at + 1;
