@@ -3,8 +3,8 @@
 //!
 //! A card number is 13 to 19 digits in the range of an issuer, as many as that issuer gives, whose last digit is the right one
 //! (Luhn). The digits may be in groups of three or more (the last may be shorter) with one space or dash between them. What
-//! looks like one and is none: a run of digits within a hexadecimal word, a longer run, and time stamps, because no issuer's
-//! numbers begin with 1 or 20, and dates and times in groups have groups of two.
+//! looks like one and is none: a run of digits within a digest or another long hexadecimal word, a longer run, and time stamps, because
+//! no issuer's numbers begin with 1 or 20, dates and times in groups have groups of two, and those that begin with the day are known.
 
 use std::borrow::Cow;
 
@@ -14,6 +14,8 @@ const DIGITS_MIN: usize = 13;
 const DIGITS_MAX: usize = 19;
 /// Fewest digits of a group, other than the last.
 const GROUP_MIN: usize = 3;
+/// Shortest word in hexadecimal that is taken for a digest: of 128 bits.
+const DIGEST_MIN: usize = 32;
 /// Digits that are left to be seen.
 const DIGITS_SHOWN: usize = 4;
 
@@ -24,11 +26,15 @@ pub fn mask(text: &str) -> Cow<'_, str> {
     let mut kept = 0;
     let mut at = 0;
     while let Some(group) = next_run(bytes, at).and_then(|run| next_group(bytes, run)) {
-        match card_from(bytes, group) {
-            Some(end) => {
-                masked.push_str(&text[kept..group.0]);
+        let escaped = escape_end(bytes, group.0).filter(|begin| *begin < group.1);
+        let begins = std::iter::once(group.0).chain(escaped);
+        let mut cards =
+            begins.filter_map(|begin| Some((begin, card_from(bytes, (begin, group.1))?)));
+        match cards.next() {
+            Some((begin, end)) => {
+                masked.push_str(&text[kept..begin]);
                 masked.push_str("****");
-                let digits = text[group.0..end].chars().filter(char::is_ascii_digit);
+                let digits = text[begin..end].chars().filter(char::is_ascii_digit);
                 let digits: String = digits.collect();
                 masked.push_str(&digits[digits.len() - DIGITS_SHOWN..]);
                 kept = end;
@@ -63,6 +69,19 @@ fn next_group(text: &[u8], from: usize) -> Option<(usize, usize)> {
     Some((begin, begin + digits.count()))
 }
 
+/// Where an escaped character ends whose code goes on at `at`: `%20`, `\x20`, `\u0020`.
+fn escape_end(text: &[u8], at: usize) -> Option<usize> {
+    [(&b"%"[..], 2), (b"\\x", 2), (b"\\u", 4)]
+        .into_iter()
+        .find_map(|(sign, digits)| {
+            let known = (0..digits).find(|&known| {
+                let (before, code) = text[..at].split_at(at.saturating_sub(known));
+                before.ends_with(sign) && code.iter().all(u8::is_ascii_hexdigit)
+            });
+            known.map(|known| at + digits - known)
+        })
+}
+
 /// Where the longest card number ends that begins with this group.
 fn card_from(text: &[u8], first: (usize, usize)) -> Option<usize> {
     let mut digits = [0; DIGITS_MAX];
@@ -91,7 +110,7 @@ fn card_from(text: &[u8], first: (usize, usize)) -> Option<usize> {
     }
 }
 
-/// Whether a run of digits is a part of a word in hexadecimal, as digests are.
+/// Whether a run of digits is a part of a long word in hexadecimal, as digests are, or of a number.
 fn is_in_hex(text: &[u8], (begin, end): (usize, usize)) -> bool {
     let before = text[..begin].iter().rev();
     let before = before.take_while(|it| it.is_ascii_alphanumeric());
@@ -100,15 +119,25 @@ fn is_in_hex(text: &[u8], (begin, end): (usize, usize)) -> bool {
     let after = after.take_while(|it| it.is_ascii_alphanumeric());
     let after = &text[end..end + after.count()];
     let hex = |part: &[u8]| part.iter().all(u8::is_ascii_hexdigit);
-    let before = before.strip_prefix(b"0x").unwrap_or(match before {
-        [] if after.is_empty() => return false,
-        before => before,
-    });
-    hex(before) && hex(after)
+    match before.strip_prefix(b"0x") {
+        Some(before) => hex(before) && hex(after),
+        None => {
+            before.len() + (end - begin) + after.len() >= DIGEST_MIN && hex(before) && hex(after)
+        }
+    }
 }
 
 fn is_card(digits: &[u8]) -> bool {
-    digits.len() >= DIGITS_MIN && is_issued(digits) && luhn(digits)
+    digits.len() >= DIGITS_MIN && is_issued(digits) && luhn(digits) && !is_time(digits)
+}
+
+/// Whether they are day, month, year, hour, minute and second, in two digits each but for the year, maybe with fractions.
+fn is_time(digits: &[u8]) -> bool {
+    let two = |at: usize| u32::from(digits[at]) * 10 + u32::from(digits[at + 1]);
+    let is = |at, range: std::ops::RangeInclusive<u32>| range.contains(&two(at));
+    matches!(digits.len(), 14 | 17)
+        && (is(0, 1..=31) && is(2, 1..=12) && is(4, 19..=20))
+        && (is(8, 0..=23) && is(10, 0..=59) && is(12, 0..=59))
 }
 
 /// Whether an issuer gives numbers that begin so, of that length.
@@ -196,6 +225,14 @@ mod tests {
                 "ü@ü",
                 "20250629 @",
                 "a_@_1",
+                "cc@.csv",
+                "a@b",
+                "%20@%20",
+                "%E9@",
+                "\\u0022@\\u0022",
+                "\\u00e9@",
+                "\\x22@",
+                "100%@",
             ] {
                 assert_eq!(
                     mask(&around.replace('@', card)),
@@ -241,9 +278,11 @@ mod tests {
             "4111.1111.1111.1111",
             "00004111111111111111",
             "41111111111111110000",
-            "a4111111111111111b",
-            "deadbeef4111111111111111",
+            "deadbeef411111111111111100000000",
             "0x4111111111111111",
+            "30062025103005",
+            "30112025235904",
+            "22032026103045126",
             "9999999999999995",
             "52428800 1048576",
             "00000000000000000000",
@@ -267,6 +306,9 @@ mod tests {
                 "%Y%m%d%H%M%S%3f",
                 "%Y%m%d%H%M%S%6f",
                 "%Y%m%d%H%M",
+                "%d%m%Y%H%M%S",
+                "%d%m%Y%H%M%S%3f",
+                "%m%d%Y%H%M%S",
                 "%Y-%m-%d %H-%M-%S-%3f",
             ] {
                 let text = time.strftime(format).to_string();
@@ -288,9 +330,9 @@ mod tests {
     proptest! {
         #[test]
         fn a_card_number_in_any_text_is_masked_and_what_is_masked_stays_so(
-            before in "[^0-9a-fA-F]{0,40}",
+            before in "[^0-9]{0,10}",
             card in proptest::sample::select(CARDS),
-            after in "[^0-9a-fA-F]{0,40}",
+            after in "[^0-9]{0,10}",
         ) {
             let text = format!("{before}{card}{after}");
             let masked = mask(&text).into_owned();

@@ -1,7 +1,7 @@
 //! A JSON Schema (2020-12) from a file, compiled once. Nothing is fetched: all it refers to is in it. Patterns are matched in linear
 //! time, so none can hang.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -25,7 +25,7 @@ pub struct Schema {
 struct Compiled {
     /// Says whether a document keeps it.
     validator: Validator,
-    /// Says where it does not, see [`telling`].
+    /// Says where it does not, see [`Telling`].
     telling: Option<Validator>,
     /// Names of properties that it knows, as they are in a pointer.
     names: HashSet<String>,
@@ -67,7 +67,7 @@ impl Schema {
         })?;
         let mut names = HashSet::new();
         collect_names(&schema, &mut names);
-        let telling = telling(&schema).and_then(|schema| compile(&schema).ok());
+        let telling = Telling::of(&schema).and_then(|schema| compile(&schema).ok());
         Ok(Schema {
             path: path.into(),
             compiled: Arc::new(Compiled {
@@ -131,51 +131,143 @@ fn compile(schema: &Value) -> Result<Validator, ValidationError<'_>> {
 }
 
 /// The same schema, in which it costs little to say what is broken. Of `anyOf` and `oneOf` a validator gathers what is wrong with each
-/// branch, and of the branches in these: exponentially much in the depth of a document. What is not not so is so, and the validator has
-/// nothing to say of why. `None`: it would be another schema, since `unevaluatedProperties` and `unevaluatedItems` see through one `not`
-/// only.
-fn telling(schema: &Value) -> Option<Value> {
-    Some(match schema {
-        Value::Object(members) => {
-            let mut told = serde_json::Map::new();
-            let mut parts = Vec::new();
-            for (keyword, value) in members {
-                let branches = value.as_array();
-                let branches = branches.filter(|all| all.iter().all(is_schema));
-                match &**keyword {
-                    "unevaluatedProperties" | "unevaluatedItems" => return None,
-                    "const" | "enum" | "default" | "examples" => {
-                        told.insert(keyword.clone(), value.clone());
-                    }
-                    "anyOf" | "oneOf" if branches.is_some() => {
-                        parts.push(json!({"not": {"not": {keyword: telling(value)?}}}));
-                    }
-                    _ => {
-                        told.insert(keyword.clone(), telling(value)?);
-                    }
+/// branch, and of the branches in these; where several ways lead to a part of the schema that leads back to itself, it goes each of them
+/// at each level: exponentially much in the depth of a document. What is not not so is so, and the validator has nothing to say of why,
+/// and remembers what it has found.
+struct Telling<'s> {
+    schema: &'s Value,
+    /// What each reference leads to, as references; `None`: that is not known.
+    ways: HashMap<&'s str, Option<Vec<&'s str>>>,
+}
+
+impl<'s> Telling<'s> {
+    /// That of a schema. `None`: it would be another schema, since `unevaluatedProperties` and `unevaluatedItems` see through one
+    /// `not` only.
+    fn of(schema: &'s Value) -> Option<Value> {
+        let mut telling = Telling {
+            schema,
+            ways: HashMap::new(),
+        };
+        let mut references = Vec::new();
+        collect_references(schema, &mut references);
+        for reference in references {
+            if !telling.ways.contains_key(reference) {
+                let way = telling.way_of(reference);
+                telling.ways.insert(reference, way);
+            }
+        }
+        telling.rewritten(schema)
+    }
+
+    fn way_of(&self, reference: &str) -> Option<Vec<&'s str>> {
+        let pointer = reference.strip_prefix('#')?;
+        let is_pointer = pointer.is_empty() || pointer.starts_with('/');
+        let known = is_pointer && !pointer.contains('%') && !has_other_base(self.schema, true);
+        let mut references = Vec::new();
+        collect_references(
+            self.schema.pointer(pointer).filter(|_| known)?,
+            &mut references,
+        );
+        Some(references)
+    }
+
+    /// Whether a reference leads back to itself, or may.
+    fn is_recursive(&self, reference: &str) -> bool {
+        let (mut seen, mut next) = (HashSet::new(), vec![reference]);
+        while let Some(from) = next.pop() {
+            let Some(Some(way)) = self.ways.get(from) else {
+                return true;
+            };
+            for &reached in way {
+                if reached == reference {
+                    return true;
+                }
+                if seen.insert(reached) {
+                    next.push(reached);
                 }
             }
-            if !parts.is_empty() {
-                let all = told.entry("allOf").or_insert_with(|| json!([]));
-                all.as_array_mut()?.extend(parts);
-            }
-            Value::Object(told)
         }
-        Value::Array(items) => items.iter().map(telling).collect::<Option<_>>()?,
-        other => other.clone(),
-    })
+        false
+    }
+
+    fn rewritten(&self, schema: &Value) -> Option<Value> {
+        let members = match schema {
+            Value::Object(members) => members,
+            Value::Array(items) => {
+                return items.iter().map(|item| self.rewritten(item)).collect();
+            }
+            other => return Some(other.clone()),
+        };
+        let mut told = serde_json::Map::new();
+        let mut parts = Vec::new();
+        for (keyword, value) in members {
+            let branches = value.as_array();
+            let branches = branches.filter(|all| all.iter().all(is_schema));
+            let mut not_not = |value: Value| {
+                let inner: Value = [(keyword.clone(), value)].into_iter().collect();
+                parts.push(json!({"not": {"not": inner}}));
+            };
+            match &**keyword {
+                "unevaluatedProperties" | "unevaluatedItems" => return None,
+                "anyOf" | "oneOf" if branches.is_some() => not_not(self.rewritten(value)?),
+                "$ref" if value.as_str().is_some_and(|it| self.is_recursive(it)) => {
+                    not_not(value.clone());
+                }
+                "$dynamicRef" if value.is_string() => not_not(value.clone()),
+                "const" | "enum" | "default" | "examples" => {
+                    told.insert(keyword.clone(), value.clone());
+                }
+                _ => {
+                    told.insert(keyword.clone(), self.rewritten(value)?);
+                }
+            }
+        }
+        if !parts.is_empty() {
+            let all = told.entry("allOf").or_insert_with(|| json!([]));
+            all.as_array_mut()?.extend(parts);
+        }
+        Some(Value::Object(told))
+    }
+}
+
+/// What a part of a schema refers to.
+fn collect_references<'s>(schema: &'s Value, references: &mut Vec<&'s str>) {
+    match schema {
+        Value::Object(members) => {
+            let of = |keyword| members.get(keyword).and_then(Value::as_str);
+            references.extend(["$ref", "$dynamicRef"].into_iter().filter_map(of));
+            let values = members.values();
+            values.for_each(|member| collect_references(member, references));
+        }
+        Value::Array(items) => items
+            .iter()
+            .for_each(|item| collect_references(item, references)),
+        _ => {}
+    }
+}
+
+/// Whether a part of a schema says itself what references in it begin at.
+fn has_other_base(schema: &Value, is_root: bool) -> bool {
+    match schema {
+        Value::Object(members) => {
+            let has = !is_root && members.get("$id").is_some_and(Value::is_string);
+            has || members.values().any(|it| has_other_base(it, false))
+        }
+        Value::Array(items) => items.iter().any(|it| has_other_base(it, false)),
+        _ => false,
+    }
 }
 
 fn is_schema(value: &Value) -> bool {
     value.is_object() || value.is_boolean()
 }
 
-/// The keyword that is not kept, as it is in the schema that [`telling`] was made of.
+/// The keyword that is not kept, as it is in the schema that a [`Telling`] was made of.
 fn keyword_of(error: &ValidationError<'_>) -> String {
     if let ValidationErrorKind::Not { schema } = error.kind()
         && let Some(Value::Object(inner)) = schema.get("not")
         && let Some(keyword) = inner.keys().next()
-        && matches!(&**keyword, "anyOf" | "oneOf")
+        && matches!(&**keyword, "anyOf" | "oneOf" | "$ref" | "$dynamicRef")
     {
         return keyword.clone();
     }
@@ -302,6 +394,65 @@ mod tests {
         let schema = load(&schema.to_string()).unwrap();
         let broken = schema.broken_by(&json!({"a": vec![1; 100_000]})).unwrap();
         assert_eq!(broken.pointer, "/a");
+    }
+
+    #[test]
+    fn ways_that_meet_again_at_each_level_cost_no_more_than_the_levels() {
+        let again = |reference: &str| json!({"properties": {"c": {"$ref": reference}}});
+        let dynamic = json!({"properties": {"c": {"$dynamicRef": "#n"}}});
+        for (at, node) in [
+            (
+                "#/$defs/n",
+                json!({"allOf": [again("#/$defs/n"), again("#/$defs/n")]}),
+            ),
+            (
+                "#/$defs/n",
+                json!({"$ref": "#/$defs/m", "properties": {"c": {"$ref": "#/$defs/n"}}}),
+            ),
+            (
+                "#n",
+                json!({"$anchor": "n", "if": again("#n"), "then": again("#n")}),
+            ),
+            (
+                "#/$defs/n",
+                json!({"$dynamicAnchor": "n", "allOf": [dynamic, dynamic]}),
+            ),
+            (
+                "#/$defs/n",
+                json!({"patternProperties": {"c": {"$ref": "#/$defs/n"}}, "properties": {"c": {"$ref": "#/$defs/n"}}}),
+            ),
+        ] {
+            let schema = json!({
+                "properties": {"a": {"$ref": at}, "z": {"type": "string"}},
+                "$defs": {"n": node, "m": again("#/$defs/n")},
+            });
+            let schema = load(&schema.to_string()).unwrap();
+            let broken = schema.broken_by(&json!({"a": nested(100), "z": 1}));
+            assert_eq!(broken.map(|it| it.pointer).as_deref(), Some("/z"), "{node}");
+        }
+    }
+
+    #[test]
+    fn what_is_broken_further_down_in_a_recursion_is_told_as_its_beginning() {
+        let schema = load(
+            r##"{
+            "properties": {"tree": {"$ref": "#/$defs/node"}, "price": {"$ref": "#/$defs/amount"}},
+            "$defs": {
+                "node": {"properties": {"name": {"type": "string"}, "children": {"items": {"$ref": "#/$defs/node"}}}},
+                "amount": {"properties": {"value": {"$ref": "#/$defs/number"}}},
+                "number": {"type": "number"}
+            }
+        }"##,
+        )
+        .unwrap();
+        let broken = |document| {
+            let broken = schema.broken_by(&document).expect("it is broken");
+            (broken.pointer, broken.keyword.expect("it is known"))
+        };
+        let tree = json!({"tree": {"children": [{"name": "a"}, {"name": 1}]}});
+        assert_eq!(broken(tree), ("/tree".into(), "$ref".into()));
+        let price = json!({"price": {"value": "1"}});
+        assert_eq!(broken(price), ("/price/value".into(), "type".into()));
     }
 
     #[test]
