@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use crate::failure::{Exit, Failure};
 use crate::ledger::{Outcome, Placement, Position};
+use crate::observe::mask::mask;
 use crate::pipeline::record::{layout, manifest};
 use crate::quarantine::{Changes, Held, Quarantine, Returned, State};
 use crate::session;
@@ -104,7 +105,7 @@ fn only_one(path: &Path, mut found: Vec<Held>) -> Result<Held, Failure> {
 
 /// Tells of one that cannot be dealt with, and remembers the graver code.
 fn refuse(refused: &mut Option<Exit>, failure: &Failure) {
-    eprintln!("ringest: {failure}");
+    eprintln!("ringest: {}", mask(&failure.to_string()));
     *refused = match refused {
         Some(Exit::Io) => Some(Exit::Io),
         _ => Some(failure.exit),

@@ -19,7 +19,7 @@ use super::child;
 use super::strays::Brand;
 
 /// Bytes of what it writes that are kept: the first.
-pub const KEPT_BYTES: usize = 2048;
+pub const KEPT_BYTES: usize = 2304;
 /// A program that writes more bytes than this is killed.
 pub const WRITTEN_BYTES_MAX: u64 = 1 << 20;
 /// How often it is looked whether the run is to be given up.

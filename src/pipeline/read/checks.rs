@@ -16,6 +16,7 @@ use std::time::Instant;
 use crate::io::command::{self, End, KEPT_BYTES, WRITTEN_BYTES_MAX};
 use crate::io::disk::Handle;
 use crate::ledger::{Position, SourceId};
+use crate::observe::mask::mask;
 use crate::pipeline::queue::Queue;
 use crate::pipeline::{Finding, Input, Staged};
 use crate::settings::{CommandRule, ContentRules};
@@ -30,6 +31,8 @@ const DESCRIPTORS_PER_FILE: usize = 2;
 const DESCRIPTORS_PER_RUN: usize = 4;
 
 const RULE: &str = "check_command";
+/// The last bytes of what is kept of a long text are not told: they may be a part of something that is to be masked.
+const UNTOLD_BYTES: usize = 256;
 
 /// Files of a source that may be read or checked before others of it are handed on.
 pub fn files_ahead(command: &CommandRule) -> usize {
@@ -80,7 +83,7 @@ pub fn judge(
     };
     Ok(Judgement::Refused(Finding {
         rule: RULE.into(),
-        message: match mask_named(rules, file, &said(&ran.written)) {
+        message: match said(rules, file, &ran.written) {
             Some(said) if said.is_empty() => message,
             Some(said) => format!("{message}: {said}"),
             None => format!("{message}; what it wrote cannot be told, for mask_fields"),
@@ -89,19 +92,24 @@ pub fn judge(
     }))
 }
 
-/// What a command wrote, on one line. Half of a line, or of a word, is left out: it could be half of what is to be masked.
-fn said(written: &[u8]) -> String {
+/// What a command wrote, on one line, as far as it may be told. `None`: it cannot be known what of it may.
+fn said(rules: &ContentRules, file: BorrowedFd<'_>, written: &[u8]) -> Option<String> {
+    if !rules.mask_fields.is_empty() && written.contains(&0) {
+        // Text of two bytes each would be taken apart.
+        return None;
+    }
     let text = String::from_utf8_lossy(written);
-    let (whole, more) = match written.len() == KEPT_BYTES {
-        true => {
-            let end = text.rfind('\n').or(text.rfind(char::is_whitespace));
-            (&text[..end.unwrap_or(0)], " …")
-        }
-        false => (&text[..], ""),
-    };
-    let lines = whole.split(char::is_control).map(str::trim);
+    let lines = text.split(char::is_control).map(str::trim);
     let lines: Vec<&str> = lines.filter(|line| !line.is_empty()).collect();
-    lines.join(" | ") + more
+    let masked = mask_named(rules, file, &lines.join(" | "))?;
+    let masked = mask(&masked);
+    if written.len() < KEPT_BYTES {
+        return Some(masked.into());
+    }
+    let told = masked.len().saturating_sub(UNTOLD_BYTES);
+    let begins = masked.char_indices().map(|(begin, _)| begin);
+    let end = begins.take_while(|begin| *begin <= told).last();
+    Some(masked[..end.unwrap_or(0)].to_owned() + " …")
 }
 
 /// The commands of all sources.
@@ -256,6 +264,14 @@ mod tests {
         let flood = message("yes", 60_000);
         assert!(flood.starts_with("check_command wrote more than 1048576 bytes"));
         assert!(flood.ends_with(" …") && flood.len() < 4 * KEPT_BYTES);
+        // Half a card number is none, and half of a value is not found.
+        for filled in (KEPT_BYTES - UNTOLD_BYTES - 20..KEPT_BYTES).step_by(7) {
+            let script = format!(
+                "printf %0{filled}d 0 | tr 0 x; echo ' 4111 1111 1111 1111 0001'; yes | head -c 5000; exit 1"
+            );
+            let cut = message(&script, 60_000);
+            assert!(!cut.contains("4111") && cut.contains("xxx"), "{cut}");
+        }
         let gone = rule("/nowhere", "", 1);
         let error = judge(&gone, Path::new("/a"), &never).unwrap_err();
         assert!(error.to_string().starts_with("/nowhere: "), "{error}");

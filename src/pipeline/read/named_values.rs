@@ -1,20 +1,24 @@
 //! `mask_fields`: what a command wrote about a file, without the values that the file has in certain fields.
 //!
 //! Nothing else that is told of a file quotes it, so the file is read again, but only then: when a command wrote something, and the source
-//! names such fields. Memory: one document or line of JSON, as for its check, or one field of CSV no longer than the text.
+//! names such fields. Memory: one document or line of JSON, a large one for one file at a time, or one field of CSV no longer than the
+//! text.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::os::fd::BorrowedFd;
+use std::sync::{Mutex, PoisonError};
 
 use rustix::io::Errno;
+use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde_json::value::RawValue;
 
 use crate::pipeline::Finding;
 use crate::settings::{Content, ContentRules, CsvRules, Encoding};
 
-use super::inspect::{DOCUMENT_BYTES_MAX, Decoding};
+use super::inspect::{DOCUMENT_BYTES_MAX, Decoding, gathered_bytes};
 
 /// Bytes that are read at a time.
 const PIECE_BYTES: usize = 256 << 10;
@@ -23,30 +27,38 @@ const VALUES_MAX: usize = 1000;
 /// Characters of a long value that are left to be seen, and how long that is.
 const SHOWN: usize = 4;
 const LONG: usize = 12;
+/// Documents of so many bytes are gathered one at a time.
+const ALONE_BYTES: u64 = 8 << 20;
 
-/// The text with the values of those fields masked. `None`: that cannot be done.
+/// The text with the values of those fields masked. `None`: that cannot be done, as where a file has none of the columns.
 pub fn mask_named(rules: &ContentRules, file: BorrowedFd<'_>, text: &str) -> Option<String> {
     if rules.mask_fields.is_empty() || text.is_empty() {
         return Some(text.into());
     }
     let mut found = Found {
         text,
-        values: BTreeSet::new(),
+        rules,
+        values: BTreeMap::new(),
     };
     match rules.content {
-        Content::Csv => find_in_csv(rules, file, &mut found).ok()?,
-        Content::Json | Content::Jsonl => find_in_json(rules, file, &mut found).ok()?,
-        Content::Any | Content::Text => {}
+        Content::Csv => {
+            let has_any = find_in_csv(rules, file, &mut found).ok()?;
+            has_any.then_some(())?;
+        }
+        Content::Json | Content::Jsonl if !rules.mask_fields.pointers.is_empty() => {
+            find_in_json(rules, file, &mut found).ok()?;
+        }
+        _ => return None,
     }
     if found.values.len() > VALUES_MAX {
         return None;
     }
-    let mut values: Vec<String> = found.values.into_iter().collect();
+    let mut values: Vec<(String, String)> = found.values.into_iter().collect();
     // One may be a part of another.
-    values.sort_by_key(|value| std::cmp::Reverse(value.len()));
+    values.sort_by_key(|(written, _)| std::cmp::Reverse(written.len()));
     let mut masked = text.to_owned();
-    for value in values {
-        masked = masked.replace(&value, &mask_of(&value));
+    for (written, mask) in values {
+        masked = masked.replace(&written, &mask);
     }
     Some(masked)
 }
@@ -61,27 +73,90 @@ fn mask_of(value: &str) -> String {
 /// Values that are in the text.
 struct Found<'a> {
     text: &'a str,
-    values: BTreeSet<String>,
+    rules: &'a ContentRules,
+    /// As they are written there, and what is put in their place.
+    values: BTreeMap<String, String>,
 }
 
 impl Found<'_> {
+    /// A value of CSV, or a text of JSON.
     fn look_for(&mut self, value: &str) {
         // A text is one line: values of several are there in parts.
         for part in value.split(char::is_control).map(str::trim) {
+            let mask = mask_of(part);
             let quoted = serde_json::to_string(part).unwrap_or_default();
             let escaped = quoted.get(1..quoted.len() - 1).unwrap_or_default();
-            for written in [
-                part,
-                &part.replace('"', "\"\""),
-                escaped,
-                &in_ascii(escaped, |unit| format!("\\u{unit:04x}")),
-                &in_ascii(escaped, |unit| format!("\\u{unit:04X}")),
-            ] {
-                let new = !written.is_empty() && self.text.contains(written);
-                if new && self.values.len() <= VALUES_MAX {
-                    self.values.insert(written.into());
+            for written in [part, escaped, &part.replace('"', "\"\"")] {
+                self.look_for_written(written, &mask);
+            }
+            if let Some(quote) = self.rules.csv.quote {
+                let quote = char::from(quote).to_string();
+                self.look_for_written(&part.replace(&quote, &quote.repeat(2)), &mask);
+            }
+            if !part.is_ascii() {
+                for escape in [
+                    |unit| format!("\\u{unit:04x}"),
+                    |unit| format!("\\u{unit:04X}"),
+                ] {
+                    self.look_for_written(&in_ascii(escaped, escape), &mask);
+                }
+                // Bytes as they are in the file are no UTF-8, and become this.
+                if let Encoding::Other(encoding) = self.rules.encoding {
+                    let bytes = encoding.encode(part).0;
+                    self.look_for_written(&String::from_utf8_lossy(&bytes), &mask);
                 }
             }
+        }
+    }
+
+    /// A text or a number of JSON, as it is in the file.
+    fn look_for_json(&mut self, token: &str) {
+        let text = token.strip_prefix('"').and_then(|it| it.strip_suffix('"'));
+        if let Some(written) = text {
+            let value: String = serde_json::from_str(token).unwrap_or_default();
+            self.look_for_written(written, &mask_of(&value));
+            self.look_for(&value);
+        } else {
+            self.look_for(token);
+            if let Ok(number) = serde_json::from_str::<serde_json::Number>(token) {
+                self.look_for(&number.to_string());
+            }
+        }
+    }
+
+    fn look_for_written(&mut self, written: &str, mask: &str) {
+        let new = !written.is_empty() && self.text.contains(written);
+        if new && self.values.len() <= VALUES_MAX {
+            self.values.insert(written.into(), mask.into());
+        }
+    }
+}
+
+/// The texts and numbers in a value of JSON, but for the names of members.
+fn each_scalar(json: &str, mut take: impl FnMut(&str)) {
+    let bytes = json.as_bytes();
+    let mut at = 0;
+    while at < bytes.len() {
+        let begin = at;
+        match bytes[at] {
+            b'"' => {
+                at += 1;
+                while bytes[at] != b'"' {
+                    at += if bytes[at] == b'\\' { 2 } else { 1 };
+                }
+                at += 1;
+                let behind = json[at..].trim_start().bytes().next();
+                if behind != Some(b':') {
+                    take(&json[begin..at]);
+                }
+            }
+            b'-' | b'0'..=b'9' => {
+                let of_number =
+                    |byte: &&u8| matches!(byte, b'-' | b'+' | b'.' | b'e' | b'E' | b'0'..=b'9');
+                at += bytes[at..].iter().take_while(of_number).count();
+                take(&json[begin..at]);
+            }
+            _ => at += 1,
         }
     }
 }
@@ -133,11 +208,12 @@ fn read(
     }
 }
 
+/// Whether the file has any of the columns.
 fn find_in_csv(
     rules: &ContentRules,
     file: BorrowedFd<'_>,
     found: &mut Found<'_>,
-) -> io::Result<()> {
+) -> io::Result<bool> {
     let mut fields = Fields::new(&rules.csv, found.text.len());
     let mut masked: Vec<bool> = Vec::new();
     let mut take = |record: u64, column: usize, value: Option<&[u8]>| {
@@ -158,7 +234,7 @@ fn find_in_csv(
         Ok(())
     })?;
     fields.finish(&mut take);
-    Ok(())
+    Ok(masked.contains(&true))
 }
 
 /// CSV, field by field.
@@ -240,7 +316,12 @@ fn find_in_json(
     file: BorrowedFd<'_>,
     found: &mut Found<'_>,
 ) -> io::Result<()> {
-    let mut begun: Vec<u8> = Vec::new();
+    static ALONE: Mutex<()> = Mutex::new(());
+    let bytes = gathered_bytes(rules, rustix::fs::fstat(file)?.st_size as u64);
+    let _alone =
+        (bytes >= ALONE_BYTES).then(|| ALONE.lock().unwrap_or_else(PoisonError::into_inner));
+    // At once: to grow it would have to be there twice.
+    let mut begun: Vec<u8> = Vec::with_capacity(bytes as usize);
     let pointers: Vec<&[String]> = rules
         .mask_fields
         .pointers
@@ -284,12 +365,6 @@ struct Walk<'w, 'p, 't> {
 }
 
 impl<'p> Walk<'_, 'p, '_> {
-    fn scalar(self, value: &str) {
-        if self.pointers.iter().any(|pointer| pointer.is_empty()) {
-            self.found.look_for(value);
-        }
-    }
-
     /// The pointers that go on beneath a member of that name. A pointer to a value is one to all that is beneath it.
     fn beneath(&self, key: &str) -> Vec<&'p [String]> {
         let step = |pointer: &&'p [String]| match *pointer {
@@ -304,9 +379,14 @@ impl<'de> DeserializeSeed<'de> for Walk<'_, '_, '_> {
     type Value = ();
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
-        match self.pointers.is_empty() {
-            true => deserializer.deserialize_ignored_any(IgnoredAny).map(drop),
-            false => deserializer.deserialize_any(self),
+        if self.pointers.is_empty() {
+            deserializer.deserialize_ignored_any(IgnoredAny).map(drop)
+        } else if self.pointers.iter().any(|pointer| pointer.is_empty()) {
+            let value = <&RawValue>::deserialize(deserializer)?;
+            each_scalar(value.get(), |token| self.found.look_for_json(token));
+            Ok(())
+        } else {
+            deserializer.deserialize_any(self)
         }
     }
 }
@@ -326,23 +406,19 @@ impl<'de> Visitor<'de> for Walk<'_, '_, '_> {
         Ok(())
     }
 
-    fn visit_i64<E>(self, value: i64) -> Result<(), E> {
-        self.scalar(&value.to_string());
+    fn visit_i64<E>(self, _: i64) -> Result<(), E> {
         Ok(())
     }
 
-    fn visit_u64<E>(self, value: u64) -> Result<(), E> {
-        self.scalar(&value.to_string());
+    fn visit_u64<E>(self, _: u64) -> Result<(), E> {
         Ok(())
     }
 
-    fn visit_f64<E>(self, value: f64) -> Result<(), E> {
-        self.scalar(&value.to_string());
+    fn visit_f64<E>(self, _: f64) -> Result<(), E> {
         Ok(())
     }
 
-    fn visit_str<E>(self, value: &str) -> Result<(), E> {
-        self.scalar(value);
+    fn visit_str<E>(self, _: &str) -> Result<(), E> {
         Ok(())
     }
 
@@ -351,7 +427,7 @@ impl<'de> Visitor<'de> for Walk<'_, '_, '_> {
         loop {
             // A pointer names its field in each item, too: arrays are many of the same.
             let mut pointers = self.beneath(&index.to_string());
-            pointers.extend(self.pointers.iter().filter(|pointer| !pointer.is_empty()));
+            pointers.extend(&self.pointers);
             let walk = Walk {
                 pointers,
                 found: &mut *self.found,
@@ -408,12 +484,46 @@ mod tests {
                 "**** | ****, ****",
             ),
             (&["id"], "22 and 1", "**** and ****"),
-            (&["none"], "22 and 1", "22 and 1"),
             (&[], "22 and 1", "22 and 1"),
         ] {
             let masked = masked(Content::Csv, fields, file.as_bytes(), text);
             assert_eq!(masked.as_deref(), Some(becomes));
         }
+        let none = masked(Content::Csv, &["none"], file.as_bytes(), "22 and 1");
+        assert_eq!(none, None, "what it would have to mask is not known");
+        for (content, fields) in [(Content::Json, &["a"][..]), (Content::Text, &["a", "/a"])] {
+            assert_eq!(masked(content, fields, br#"{"a": 1}"#, "1"), None);
+        }
+    }
+
+    #[test]
+    fn values_are_masked_as_they_are_in_the_file() {
+        let file = r#"{"a": [123456789012345678901234, 1E5, 12.50, "01\/02\/1990", "M\u00FCllers", "\u0041lice\n\"B\""], "b": {"\u0041lice": 7}}"#;
+        for (text, becomes) in [
+            ("123456789012345678901234", "****1234"),
+            (
+                "1E5 or 100000.0, 12.50 or 12.5",
+                "**** or ****, **** or ****",
+            ),
+            (r"01\/02\/1990, 01/02/1990", "****, ****"),
+            (r"M\u00FCllers M\u00fcllers Müllers", "**** **** ****"),
+            (r#"\u0041lice\n\"B\" Alice | "B""#, "**** **** | ****"),
+        ] {
+            let masked = masked(Content::Json, &["/a"], file.as_bytes(), text);
+            assert_eq!(masked.as_deref(), Some(becomes), "{text}");
+        }
+        let mut on_disk = tempfile::tempfile().unwrap();
+        on_disk.write_all(b"a,b\n'O''Hara',M\xfcller\n").unwrap();
+        let mut rules = ContentRules {
+            content: Content::Csv,
+            encoding: "windows-1252".parse().unwrap(),
+            mask_fields: ["a", "b"].into_iter().map(String::from).collect(),
+            ..ContentRules::default()
+        };
+        rules.csv.quote = Some(b'\'');
+        let text = String::from_utf8_lossy(b"'O''Hara',M\xfcller O'Hara M\xc3\xbcller");
+        let masked = mask_named(&rules, on_disk.as_fd(), &text);
+        assert_eq!(masked.as_deref(), Some("'****',**** **** ****"));
     }
 
     #[test]
@@ -430,6 +540,7 @@ mod tests {
             (&["/n"], "x1 y1 4711", "**** **** 4711"),
             (&[""], "x1 y1 4711 secret one", "**** **** **** ****"),
             (&["/a/none", "b/c"], "secret one", "secret one"),
+            (&["/a"], "b/c and e", "b/c and e"),
         ] {
             let document = masked(Content::Json, pointers, file.as_bytes(), text);
             assert_eq!(document.as_deref(), Some(becomes), "{pointers:?}");
