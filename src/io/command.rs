@@ -22,6 +22,10 @@ use super::strays::Brand;
 pub const KEPT_BYTES: usize = 2304;
 /// A program that writes more bytes than this is killed.
 pub const WRITTEN_BYTES_MAX: u64 = 1 << 20;
+/// How long a program that was killed may take to end. Who may not be killed, or hangs in the kernel, is left to itself.
+const KILL_TIMEOUT: Duration = Duration::from_secs(5);
+/// Who ends a service may have told its programs first: what such a one says is not believed before so much time.
+const TOLD_TO_END_REST: Duration = Duration::from_millis(300);
 /// How often it is looked whether the run is to be given up.
 const GIVE_UP_POLL: Duration = Duration::from_millis(100);
 
@@ -64,13 +68,15 @@ pub fn run(mut command: Command, timeout: Duration, give_up: &AtomicBool) -> io:
         .process_group(0);
     child::end_with_this_thread(&mut command, Signal::KILL);
     let brand = Brand::mark(&mut command);
-    let mut group = Group {
-        leader: command.spawn()?,
+    let leader = command.spawn()?;
+    let pid = Pid::from_child(&leader);
+    let group = Group {
+        leader: Some(leader),
         brand,
     };
     // The writing ends are the child's alone from now on.
     drop(command);
-    let ended = rustix::process::pidfd_open(group.pid(), PidfdFlags::empty())?;
+    let ended = rustix::process::pidfd_open(pid, PidfdFlags::empty())?;
     let mut written = Written::default();
     let mut open = true;
     let end = loop {
@@ -94,11 +100,33 @@ pub fn run(mut command: Command, timeout: Duration, give_up: &AtomicBool) -> io:
             break None;
         }
     };
-    let status = group.end()?;
+    let status = group.end(&ended)?;
+    let end = end.or(status.map(ended_by)).unwrap_or(End::TimedOut);
+    if was_told_to_end(end) {
+        let until = Instant::now() + TOLD_TO_END_REST;
+        while !give_up.load(Ordering::Relaxed) && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+    // What it said last may be because it was ended, too.
+    let end = match give_up.load(Ordering::Relaxed) {
+        true => End::GivenUp,
+        false => end,
+    };
     Ok(Ran {
-        end: end.unwrap_or_else(|| ended_by(status)),
+        end,
         written: written.first,
     })
+}
+
+/// Whether it may have been ended by somebody else than us; shells say 128 and the number of the signal.
+fn was_told_to_end(end: End) -> bool {
+    let signals = [Signal::HUP, Signal::INT, Signal::TERM].map(Signal::as_raw);
+    match end {
+        End::Signal(signal) => signals.contains(&signal),
+        End::Code(code) => signals.contains(&(code - 128)),
+        _ => false,
+    }
 }
 
 fn ended_by(status: ExitStatus) -> End {
@@ -156,32 +184,47 @@ impl Written {
 
 /// A process and all that it started. Killed when it is dropped.
 struct Group {
-    leader: Child,
+    /// Until it has been waited for: then its number may be another's.
+    leader: Option<Child>,
     brand: Brand,
 }
 
 impl Group {
-    fn pid(&self) -> Pid {
-        Pid::from_child(&self.leader)
+    /// Kills all of it, and waits for its leader: until then its number is nobody else's. `None`: it does not end.
+    fn end(mut self, ended: &OwnedFd) -> io::Result<Option<ExitStatus>> {
+        self.kill();
+        let deadline = Instant::now() + KILL_TIMEOUT;
+        while !wait(
+            ended,
+            None,
+            deadline.saturating_duration_since(Instant::now()),
+        )? {
+            if Instant::now() >= deadline {
+                return Ok(None);
+            }
+        }
+        let mut leader = self.leader.take();
+        leader.as_mut().map(Child::wait).transpose()
     }
 
-    /// Kills all of it, and waits for its leader: until then its number is nobody else's.
-    fn end(&mut self) -> io::Result<ExitStatus> {
-        match rustix::process::kill_process_group(self.pid(), Signal::KILL) {
-            // Only the leader is left, and it has ended; or one of them is somebody else by now.
-            Ok(()) | Err(Errno::SRCH | Errno::PERM) => {}
-            Err(error) => return Err(error.into()),
+    fn kill(&self) {
+        if let Some(leader) = &self.leader {
+            let leader = Pid::from_child(leader);
+            // An error: only the leader is left, and it has ended; or what is left is another user's.
+            let _ = rustix::process::kill_process_group(leader, Signal::KILL);
+            self.brand.kill_strays(leader);
         }
-        self.brand.kill_strays(self.pid())?;
-        self.leader.wait()
     }
 }
 
 impl Drop for Group {
     fn drop(&mut self) {
-        // Once it has been waited for, its number may be another's.
-        if matches!(self.leader.try_wait(), Ok(None)) {
-            let _ = self.end();
+        self.kill();
+        if let Some(mut leader) = self.leader.take()
+            && !matches!(leader.try_wait(), Ok(Some(_)))
+        {
+            // Nobody else takes note of its end.
+            std::thread::spawn(move || leader.wait());
         }
     }
 }
@@ -279,6 +322,25 @@ mod tests {
         command.arg("1000");
         let ran = run(command, LONG, &AtomicBool::new(true)).unwrap();
         assert_eq!(ran.end, End::GivenUp);
+    }
+
+    #[test]
+    fn who_is_told_to_end_with_the_service_has_said_nothing() {
+        for script in ["kill -TERM $$", "exit 143", "kill -INT $$"] {
+            let give_up = std::sync::Arc::new(AtomicBool::new(false));
+            let mut command = Command::new("/bin/sh");
+            command.args(["-c", script]);
+            let stop = std::sync::Arc::clone(&give_up);
+            // Whoever stops the service has told the program first.
+            let stopper = std::thread::spawn(move || {
+                std::thread::sleep(Duration::from_millis(50));
+                stop.store(true, Ordering::Relaxed);
+            });
+            let ran = run(command, LONG, &give_up).unwrap();
+            stopper.join().unwrap();
+            assert_eq!(ran.end, End::GivenUp, "{script}");
+        }
+        assert_eq!(shell("exit 143", LONG).end, End::Code(143));
     }
 
     #[test]

@@ -5,7 +5,6 @@
 
 use std::ffi::OsStr;
 use std::fs;
-use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,7 +14,9 @@ use std::time::{Duration, Instant, SystemTime};
 use rustix::process::{Pid, PidfdFlags, Signal};
 
 /// The variable by which they are found.
-const VARIABLE: &str = "RINGEST_CHECK_ID";
+pub const VARIABLE: &str = "RINGEST_CHECK_ID";
+/// So often it is looked in a row whether one that has no environment gets one.
+const LOOKS_MAX: u32 = 3;
 /// Those that start others faster than they are killed are given up after so long.
 const KILL_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -34,51 +35,72 @@ impl Brand {
         Brand(format!("{VARIABLE}={id}"))
     }
 
-    /// Kills all that were started since a process that is still there, even if it has ended.
-    pub fn kill_strays(&self, since: Pid) -> io::Result<()> {
+    /// Kills all that were started since a process that is still there, even if it has ended. Where `/proc` cannot be looked at, none.
+    pub fn kill_strays(&self, since: Pid) {
         let began = Instant::now();
+        let mut looks = LOOKS_MAX;
         // What one of them has started meanwhile has its mark, too.
-        while self.kill_once(since)? && began.elapsed() < KILL_TIMEOUT {
+        while began.elapsed() < KILL_TIMEOUT && looks > 0 {
+            match self.kill_once(since) {
+                Found::None => return,
+                Found::Some => looks = LOOKS_MAX,
+                Found::Unknown => looks -= 1,
+            }
             thread::sleep(Duration::from_millis(1));
         }
-        Ok(())
     }
 
-    /// Kills those that are there. Whether there were any.
-    fn kill_once(&self, since: Pid) -> io::Result<bool> {
-        let mut found = false;
-        for pid in pids_since(since)? {
+    fn kill_once(&self, since: Pid) -> Found {
+        let mut found = Found::None;
+        for pid in pids_since(since) {
             // They are killed by a descriptor: their number may be another's by then.
             let Ok(process) = rustix::process::pidfd_open(pid, PidfdFlags::empty()) else {
                 continue;
             };
-            if self.is_on(pid) {
-                found |= rustix::process::pidfd_send_signal(process, Signal::KILL).is_ok();
+            let is_one = self.is_on(pid);
+            if is_one == Found::Some {
+                let _ = rustix::process::pidfd_send_signal(process, Signal::KILL);
             }
+            found = found.max(is_one);
         }
-        Ok(found)
+        found
     }
 
-    /// Whether a process has it. One that has ended has nothing any more.
-    fn is_on(&self, pid: Pid) -> bool {
-        let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+    /// Whether a process has it.
+    fn is_on(&self, pid: Pid) -> Found {
+        let Ok(environment) = fs::read(format!("/proc/{pid}/environ")) else {
+            return Found::None;
+        };
         let mut variables = environment.split(|byte| *byte == 0);
-        variables.any(|variable| variable == self.0.as_bytes())
+        match variables.any(|variable| variable == self.0.as_bytes()) {
+            true => Found::Some,
+            // Also of one that has ended, and of a thread of the kernel.
+            false if environment.is_empty() => Found::Unknown,
+            false => Found::None,
+        }
     }
 }
 
+/// What a look at processes has found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Found {
+    None,
+    /// One that may have been about to become another program: it has no environment for a moment.
+    Unknown,
+    /// One with the mark.
+    Some,
+}
+
 /// The processes that may have been started after that one: numbers are given out upwards, until they begin again.
-fn pids_since(since: Pid) -> io::Result<Vec<Pid>> {
+fn pids_since(since: Pid) -> Vec<Pid> {
     let since = since.as_raw_pid();
-    let newest = fs::read_to_string("/proc/loadavg")?;
+    let newest = fs::read_to_string("/proc/loadavg").unwrap_or_default();
     let newest = newest.split_ascii_whitespace().next_back();
     let newest = newest.and_then(|newest| newest.parse().ok()).unwrap_or(0);
-    let mut pids = Vec::new();
-    for entry in fs::read_dir("/proc")? {
-        let pid = pid_of(&entry?.file_name());
-        pids.extend(pid.filter(|pid| newest < since || pid.as_raw_pid() > since));
-    }
-    Ok(pids)
+    let listed = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = listed.filter_map(|entry| pid_of(&entry.file_name()));
+    pids.filter(|pid| newest < since || pid.as_raw_pid() > since)
+        .collect()
 }
 
 fn pid_of(name: &OsStr) -> Option<Pid> {
@@ -102,8 +124,9 @@ mod tests {
         Brand::mark(&mut other);
         let since = rustix::process::getpid();
         let (mut marked, mut other) = (marked.spawn().unwrap(), other.spawn().unwrap());
-        assert!(brand.is_on(Pid::from_child(&marked)) && !brand.is_on(Pid::from_child(&other)));
-        brand.kill_strays(since).unwrap();
+        assert_eq!(brand.is_on(Pid::from_child(&marked)), Found::Some);
+        assert_eq!(brand.is_on(Pid::from_child(&other)), Found::None);
+        brand.kill_strays(since);
         assert_eq!(marked.wait().unwrap().code(), None);
         assert_eq!(other.try_wait().unwrap(), None, "it lives on");
         other.kill().unwrap();

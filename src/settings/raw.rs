@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value};
 
 use super::{KEYS, Key, Origin, SettingsError};
+use crate::io::strays;
 use crate::trial::{mutants, points};
 
 /// The words given for each key, as typed. A key that is absent was not given.
@@ -58,8 +59,13 @@ impl Environment {
                 environment.config = Some(value.into());
             } else if name == DISABLE_VARIABLE {
                 environment.disable = Some(value.clone());
-            } else if ![points::VARIABLE, points::PANIC_VARIABLE, mutants::VARIABLE]
-                .contains(&name.as_ref())
+            } else if ![
+                points::VARIABLE,
+                points::PANIC_VARIABLE,
+                mutants::VARIABLE,
+                strays::VARIABLE,
+            ]
+            .contains(&name.as_ref())
             {
                 let known = KEYS.iter().map(Key::variable);
                 let known = known.chain([CONFIG_VARIABLE.into(), DISABLE_VARIABLE.into()]);

@@ -18,7 +18,7 @@ use crate::io::disk::Handle;
 use crate::ledger::{Position, SourceId};
 use crate::observe::mask::mask;
 use crate::pipeline::queue::Queue;
-use crate::pipeline::{Finding, Input, Staged};
+use crate::pipeline::{Finding, Input, Staged, is_no_room};
 use crate::settings::{CommandRule, ContentRules};
 
 use super::named_values::mask_named;
@@ -66,7 +66,11 @@ pub fn judge(
     let mut command = Command::new(&rule.program);
     command.args(&rule.arguments).arg(path);
     let ran = command::run(command, rule.timeout, give_up).map_err(|error| {
-        io::Error::new(error.kind(), format!("{}: {error}", rule.program.display()))
+        // For want of room is no fault of the program.
+        match is_no_room(&error) {
+            true => error,
+            false => io::Error::new(error.kind(), format!("{}: {error}", rule.program.display())),
+        }
     })?;
     let message = match ran.end {
         End::Code(0) => return Ok(Judgement::Accepted),
@@ -81,9 +85,13 @@ pub fn judge(
             format!("check_command wrote more than {WRITTEN_BYTES_MAX} bytes, and was killed")
         }
     };
+    let said = said(rules, file, &ran.written, give_up);
+    if give_up.load(Ordering::Relaxed) {
+        return Ok(Judgement::GivenUp);
+    }
     Ok(Judgement::Refused(Finding {
         rule: RULE.into(),
-        message: match said(rules, file, &ran.written) {
+        message: match said {
             Some(said) if said.is_empty() => message,
             Some(said) => format!("{message}: {said}"),
             None => format!("{message}; what it wrote cannot be told, for mask_fields"),
@@ -93,7 +101,12 @@ pub fn judge(
 }
 
 /// What a command wrote, on one line, as far as it may be told. `None`: it cannot be known what of it may.
-fn said(rules: &ContentRules, file: BorrowedFd<'_>, written: &[u8]) -> Option<String> {
+fn said(
+    rules: &ContentRules,
+    file: BorrowedFd<'_>,
+    written: &[u8],
+    give_up: &AtomicBool,
+) -> Option<String> {
     if !rules.mask_fields.is_empty() && written.contains(&0) {
         // Text of two bytes each would be taken apart.
         return None;
@@ -101,7 +114,7 @@ fn said(rules: &ContentRules, file: BorrowedFd<'_>, written: &[u8]) -> Option<St
     let text = String::from_utf8_lossy(written);
     let lines = text.split(char::is_control).map(str::trim);
     let lines: Vec<&str> = lines.filter(|line| !line.is_empty()).collect();
-    let masked = mask_named(rules, file, &lines.join(" | "))?;
+    let masked = mask_named(rules, file, &lines.join(" | "), give_up)?;
     let masked = mask(&masked);
     if written.len() < KEPT_BYTES {
         return Some(masked.into());
@@ -179,10 +192,14 @@ impl SourceChecks {
         }
     }
 
-    fn check(&self, shared: &ReaderShared, mut staged: Staged<Handle>) {
+    fn check(&self, shared: &ReaderShared, staged: Staged<Handle>) {
         if shared.stopping.load(Ordering::Relaxed) {
             return reader::leave_to_next_turn(shared, staged);
         }
+        // One that has changed since it was read is read again, whatever would be said of it.
+        let Some(mut staged) = reader::still_whole(shared, staged) else {
+            return;
+        };
         let rules = &staged.candidate.input.settings.content;
         let path = path_now(&staged);
         let judgement = judge(rules, staged.file.as_fd(), &path, &shared.stopping);

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::os::fd::BorrowedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use rustix::io::Errno;
@@ -15,6 +16,7 @@ use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
+use crate::io::direct;
 use crate::pipeline::Finding;
 use crate::settings::{Content, ContentRules, CsvRules, Encoding};
 
@@ -31,13 +33,22 @@ const LONG: usize = 12;
 const ALONE_BYTES: u64 = 8 << 20;
 
 /// The text with the values of those fields masked. `None`: that cannot be done, as where a file has none of the columns.
-pub fn mask_named(rules: &ContentRules, file: BorrowedFd<'_>, text: &str) -> Option<String> {
+/// `give_up`: nobody wants to know any more.
+pub fn mask_named(
+    rules: &ContentRules,
+    file: BorrowedFd<'_>,
+    text: &str,
+    give_up: &AtomicBool,
+) -> Option<String> {
     if rules.mask_fields.is_empty() || text.is_empty() {
         return Some(text.into());
     }
+    // It may have been read past the page cache.
+    direct::set(file, false).ok()?;
     let mut found = Found {
         text,
         rules,
+        give_up,
         values: BTreeMap::new(),
     };
     match rules.content {
@@ -74,6 +85,7 @@ fn mask_of(value: &str) -> String {
 struct Found<'a> {
     text: &'a str,
     rules: &'a ContentRules,
+    give_up: &'a AtomicBool,
     /// As they are written there, and what is put in their place.
     values: BTreeMap<String, String>,
 }
@@ -178,6 +190,7 @@ fn in_ascii(text: &str, escape: fn(u16) -> String) -> String {
 fn read(
     rules: &ContentRules,
     file: BorrowedFd<'_>,
+    give_up: &AtomicBool,
     mut sink: impl FnMut(&[u8]) -> Result<(), Finding>,
 ) -> io::Result<()> {
     let mut decoding = match rules.encoding {
@@ -190,6 +203,7 @@ fn read(
     loop {
         let bytes = match rustix::io::pread(file, &mut buffer, offset) {
             Ok(0) => break,
+            Ok(_) if give_up.load(Ordering::Relaxed) => return Err(Errno::CANCELED.into()),
             Ok(bytes) => bytes,
             Err(Errno::INTR) => continue,
             Err(error) => return Err(error.into()),
@@ -215,6 +229,7 @@ fn find_in_csv(
     found: &mut Found<'_>,
 ) -> io::Result<bool> {
     let mut fields = Fields::new(&rules.csv, found.text.len());
+    let give_up = found.give_up;
     let mut masked: Vec<bool> = Vec::new();
     let mut take = |record: u64, column: usize, value: Option<&[u8]>| {
         let Some(value) = value.and_then(|value| std::str::from_utf8(value).ok()) else {
@@ -229,7 +244,7 @@ fn find_in_csv(
             _ => {}
         }
     };
-    read(rules, file, |piece| {
+    read(rules, file, give_up, |piece| {
         fields.feed(piece, &mut take);
         Ok(())
     })?;
@@ -328,6 +343,7 @@ fn find_in_json(
         .iter()
         .map(|it| &it[..])
         .collect();
+    let give_up = found.give_up;
     let mut take = |document: &[u8]| {
         let mut parser = serde_json::Deserializer::from_slice(document);
         let walk = Walk {
@@ -337,7 +353,7 @@ fn find_in_json(
         // It was well-formed when it was checked. A blank line is none.
         let _ = walk.deserialize(&mut parser);
     };
-    read(rules, file, |mut piece| {
+    read(rules, file, give_up, |mut piece| {
         if rules.content == Content::Jsonl {
             while let Some(end) = memchr::memchr(b'\n', piece) {
                 begun.extend(&piece[..end]);
@@ -465,7 +481,7 @@ mod tests {
             mask_fields: fields.iter().map(|it| it.to_string()).collect(),
             ..ContentRules::default()
         };
-        mask_named(&rules, on_disk.as_fd(), text)
+        mask_named(&rules, on_disk.as_fd(), text, &AtomicBool::new(false))
     }
 
     #[test]
@@ -522,7 +538,7 @@ mod tests {
         };
         rules.csv.quote = Some(b'\'');
         let text = String::from_utf8_lossy(b"'O''Hara',M\xfcller O'Hara M\xc3\xbcller");
-        let masked = mask_named(&rules, on_disk.as_fd(), &text);
+        let masked = mask_named(&rules, on_disk.as_fd(), &text, &AtomicBool::new(false));
         assert_eq!(masked.as_deref(), Some("'****',**** **** ****"));
     }
 

@@ -1002,6 +1002,13 @@ fn hand_on(shared: &ReaderShared, mut staged: Staged<Handle>) {
 
 /// Hands a file on that a command looked at, if it is what was read.
 pub(super) fn hand_on_if_whole(shared: &ReaderShared, staged: Staged<Handle>) {
+    if let Some(staged) = still_whole(shared, staged) {
+        hand_on(shared, staged);
+    }
+}
+
+/// The file, if it is what was read, and lies where it lay.
+pub(super) fn still_whole(shared: &ReaderShared, staged: Staged<Handle>) -> Option<Staged<Handle>> {
     let input = &staged.candidate.input;
     let path = staged.candidate.path();
     let dir = input
@@ -1018,8 +1025,11 @@ pub(super) fn hand_on_if_whole(shared: &ReaderShared, staged: Staged<Handle>) {
             },
         );
     match whole {
-        Ok(()) => hand_on(shared, staged),
-        Err(leave) => conclude(shared, staged.candidate, leave),
+        Ok(()) => Some(staged),
+        Err(leave) => {
+            conclude(shared, staged.candidate, leave);
+            None
+        }
     }
 }
 
