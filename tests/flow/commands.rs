@@ -2,11 +2,12 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use super::support::{Finished, Site, sha256, wait_until};
+use super::support::{Finished, Running, Site, sha256, wait_until};
 
 /// Settings with a shell script as the command of all sources. It is run as `sh script PATH`: a script that was written a moment ago
 /// may be busy.
@@ -25,8 +26,8 @@ fn site(script: &str, settings: &str) -> Site {
     site.with(&["--config", &config])
 }
 
-/// Runs with the sources of the settings file.
-fn run_sources(site: &Site) -> Finished {
+/// A run with the sources of the settings file.
+fn of_sources(site: &Site) -> Command {
     let mut command = site.bare_run();
     command.arg("--config").arg(site.root.join("ringest.toml"));
     for (flag, path) in [
@@ -36,6 +37,11 @@ fn run_sources(site: &Site) -> Finished {
     ] {
         command.arg(flag).arg(path);
     }
+    command
+}
+
+fn run_sources(site: &Site) -> Finished {
+    let mut command = of_sources(site);
     command.arg("--once");
     Finished::of(command).ok()
 }
@@ -151,6 +157,65 @@ fn what_it_quotes_of_fields_that_are_not_to_be_told_is_masked() {
         .naming("content = \"csv\"");
 }
 
+/// One whose files the command looks at, and one without.
+fn two_sources(site: &Site) -> [PathBuf; 2] {
+    let sources = ["checked", "other"].map(|name| {
+        let directory = site.root.join(name);
+        fs::create_dir(&directory).expect("make a directory");
+        directory
+    });
+    let [checked, other] = &sources;
+    let config = site.root.join("ringest.toml");
+    let mut settings = fs::read_to_string(&config).expect("read");
+    settings += &format!(
+        "[[source]]\ninput = {checked:?}\n[[source]]\ninput = {other:?}\ncheck_command = []\n"
+    );
+    fs::write(&config, settings).expect("write the settings");
+    sources
+}
+
+#[test]
+fn more_files_than_are_remembered_wait_for_one_that_hangs_and_others_arrive() {
+    const FILES: usize = 110_000;
+    const LEFT: usize = 500;
+    let site = site(
+        r#"until test -e "${0%/*}/go"; do sleep 0.05; done"#,
+        "check_timeout_seconds = 900\nrescan_seconds = 1\n",
+    );
+    let [checked, other] = two_sources(&site);
+    for number in 0..FILES {
+        fs::write(checked.join(number.to_string()), number.to_string()).expect("write");
+    }
+    let running = Running::spawn(of_sources(&site));
+    let pending = || {
+        let answer = Finished::of(site.command("status", &["--json"]));
+        let status: Option<Value> = serde_json::from_str(&answer.stdout).ok();
+        status.and_then(|status| status["files"]["pending"].as_u64())
+    };
+    wait_until("as many wait as may", || {
+        pending().is_some_and(|files| files >= 50_000)
+    });
+    for number in 0..100 {
+        fs::write(other.join(number.to_string()), format!("o{number}")).expect("write");
+    }
+    wait_until("others arrive", || site.manifest_so_far().len() == 100);
+    assert!(
+        site.manifest_so_far()
+            .iter()
+            .all(|line| line.text("path").contains("/other/"))
+    );
+    // Those that wait are gone, but for some; of those that were left out, too.
+    for number in (0..FILES).filter(|number| number % (FILES / LEFT) != 0) {
+        fs::remove_file(checked.join(number.to_string())).expect("remove");
+    }
+    fs::write(site.root.join("go"), "").expect("write");
+    wait_until("all others arrive, too", || {
+        site.manifest_so_far().len() == 100 + LEFT
+    });
+    running.terminate();
+    site.assert_sound();
+}
+
 #[test]
 fn one_that_hangs_delays_nothing_else() {
     // It ends when the last file of the other source is in the manifest.
@@ -160,17 +225,7 @@ fn one_that_hangs_delays_nothing_else() {
         "#,
         "check_timeout_seconds = 600\nconcurrency = 2\n",
     );
-    let [checked, other] = ["checked", "other"].map(|name| {
-        let directory = site.root.join(name);
-        fs::create_dir(&directory).expect("make a directory");
-        directory
-    });
-    let config = site.root.join("ringest.toml");
-    let mut settings = fs::read_to_string(&config).expect("read");
-    settings += &format!(
-        "[[source]]\ninput = {checked:?}\n[[source]]\ninput = {other:?}\ncheck_command = []\n"
-    );
-    fs::write(&config, settings).expect("write the settings");
+    let [checked, other] = two_sources(&site);
     for number in 0..300 {
         fs::write(checked.join(format!("{number}")), format!("c{number}")).expect("write");
     }

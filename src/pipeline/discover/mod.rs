@@ -117,6 +117,11 @@ pub struct Discoverer {
     ordered: Vec<Option<Ordered>>,
     /// Those of each other input whose files need a share of what is short.
     scarce: Vec<Option<Scarce>>,
+    /// Most files that wait for their turn or their shares, of each input whose files may have to wait for long: those of one
+    /// must not take the room of all others.
+    crowd: usize,
+    /// Inputs of which files were left to a later walk for that.
+    left_out: Vec<bool>,
     /// Who had a turn last to hand one on: 0 is `ready`, then come the inputs.
     lane: usize,
     in_flight: usize,
@@ -235,6 +240,8 @@ impl Discoverer {
             });
             ordered.push(sorted);
         }
+        let crowds = parts.inputs.iter().filter(|input| may_wait_long(input));
+        let crowd = ENTRIES_MAX / 2 / crowds.count().max(1);
         Discoverer {
             watcher,
             entries: parts.inputs.iter().map(|_| HashMap::new()).collect(),
@@ -244,6 +251,8 @@ impl Discoverer {
             ready: VecDeque::new(),
             ordered,
             scarce,
+            crowd,
+            left_out: vec![false; parts.inputs.len()],
             lane: 0,
             in_flight: 0,
             pending: Count::default(),
@@ -286,6 +295,7 @@ impl Discoverer {
             self.begin_scans()?;
             self.advance_scan();
             self.hand_on();
+            self.let_in();
             self.keep_books();
             if self.parts.once && quiet && self.is_done()? {
                 self.list_leftovers();
@@ -780,6 +790,10 @@ impl Discoverer {
         }
         let now = Instant::now();
         let known = self.entries[input].contains_key(path);
+        if !known && self.is_crowded(input) {
+            self.left_out[input] = true;
+            return;
+        }
         if !known && !self.make_room() {
             self.make_up();
             return;
@@ -886,9 +900,15 @@ impl Discoverer {
         identity: crate::io::Identity,
         proof: Proof,
     ) {
+        let crowded = self.is_crowded(input);
         let Some(entry) = self.entries[input].get_mut(&path) else {
             return;
         };
+        // What is known of one that has to be copied, no walk finds out.
+        if crowded && !entry.copy {
+            self.left_out[input] = true;
+            return self.forget(input, &path);
+        }
         let now = Instant::now();
         entry.state = State::InFlight { again: None };
         entry.settled_at = now;
@@ -1092,6 +1112,27 @@ impl Discoverer {
         None
     }
 
+    /// Files of that input that wait for their turn or their shares.
+    fn waiting(&self, input: usize) -> usize {
+        let ordered = self.ordered[input].as_ref().map_or(0, Ordered::len);
+        ordered + self.scarce[input].as_ref().map_or(0, Scarce::len)
+    }
+
+    /// Whether no more of its files may wait.
+    fn is_crowded(&self, input: usize) -> bool {
+        may_wait_long(&self.parts.inputs[input]) && self.waiting(input) >= self.crowd
+    }
+
+    /// Has those found that were left out, once there is place for them.
+    fn let_in(&mut self) {
+        for input in 0..self.left_out.len() {
+            if self.left_out[input] && self.waiting(input) <= self.crowd / 2 {
+                self.left_out[input] = false;
+                self.make_up();
+            }
+        }
+    }
+
     /// Whether files wait for what is short.
     fn is_short(&self) -> bool {
         self.scarce.iter().flatten().any(|it| !it.is_empty())
@@ -1259,6 +1300,13 @@ impl Discoverer {
 /// How long no directory is walked over after a walk that took so much processor time.
 fn rest_after_walk(took: Duration, rescan: Duration) -> Duration {
     (took * WALK_SHARE).clamp(rescan, rescan * WALK_INTERVALS_MAX)
+}
+
+/// Whether files of an input may have to wait however little there is to do for others: for a command that takes its time, or for memory
+/// that large documents have.
+fn may_wait_long(input: &Input) -> bool {
+    let rules = &input.settings.content;
+    rules.command.is_some() || rules.gathers()
 }
 
 /// Looks at a path beneath an input. What a symbolic link or a mount point leads to is not there.

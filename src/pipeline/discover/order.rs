@@ -91,6 +91,11 @@ impl Ordered {
         self.since.map(|since| since + GATHER_REST)
     }
 
+    /// How many wait.
+    pub fn len(&self) -> usize {
+        self.waiting.len()
+    }
+
     /// Forgets those that wait.
     pub fn clear(&mut self) {
         self.waiting.clear();
