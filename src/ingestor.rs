@@ -16,12 +16,10 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel, sync_channel}
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Resource, Rlimit};
-
 use crate::failure::{Exit, Failure};
 use crate::io::clock::WallClock;
 use crate::io::disk::Handle;
-use crate::io::{RealDisk, Reserve, lease_keeper, priority};
+use crate::io::{RealDisk, Reserve, descriptors, lease_keeper, priority};
 use crate::ledger::SourceId;
 use crate::ledger::lmdb::Lmdb;
 use crate::observe::control::ControlSocket;
@@ -83,7 +81,7 @@ pub fn run(settings: &Settings, doubts: &[String], version: &str) -> Result<(), 
 }
 
 fn run_session(settings: &Settings, doubts: &[String], version: &str) -> Result<(), Failure> {
-    let descriptors = raise_descriptor_limit();
+    let descriptors = descriptors::raise_limit();
     let (sender, messages) = channel();
     let stop = Arc::new(AtomicBool::new(false));
     watch_signals(sender.clone(), Arc::clone(&stop))?;
@@ -646,17 +644,4 @@ fn batch_files(wanted: usize, descriptors: u64, in_order: bool) -> usize {
     let each = if in_order { 19 } else { 17 };
     let spare = SPARE_DESCRIPTORS.min(descriptors * 3 / 4);
     wanted.min(((descriptors - spare) / each).max(1) as usize)
-}
-
-/// Raises the soft limit on descriptors to the hard one. Returns it.
-fn raise_descriptor_limit() -> u64 {
-    let limit = rustix::process::getrlimit(Resource::Nofile);
-    let wanted = Rlimit {
-        current: limit.maximum,
-        maximum: limit.maximum,
-    };
-    let _ = rustix::process::setrlimit(Resource::Nofile, wanted);
-    rustix::process::getrlimit(Resource::Nofile)
-        .current
-        .unwrap_or(u64::from(u32::MAX))
 }

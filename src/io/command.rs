@@ -67,6 +67,7 @@ pub fn run(mut command: Command, timeout: Duration, give_up: &AtomicBool) -> io:
         .stderr(input)
         .process_group(0);
     child::end_with_this_thread(&mut command, Signal::KILL);
+    child::with_former_limit(&mut command);
     let brand = Brand::mark(&mut command);
     let leader = command.spawn()?;
     let pid = Pid::from_child(&leader);

@@ -8,6 +8,7 @@ pub mod buffer;
 pub mod child;
 pub mod clock;
 pub mod command;
+pub mod descriptors;
 pub mod direct;
 pub mod disk;
 pub mod lease;
