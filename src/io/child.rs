@@ -27,7 +27,7 @@ pub fn with_former_limit(command: &mut Command) {
         return;
     };
     // SAFETY: see the head of this file.
-    unsafe { command.pre_exec(move || Ok(setrlimit(Resource::Nofile, limit.clone())?)) };
+    unsafe { command.pre_exec(move || Ok(setrlimit(Resource::Nofile, limit)?)) };
 }
 
 fn end_with(parent: Pid, signal: Signal) -> io::Result<()> {

@@ -22,5 +22,5 @@ pub fn raise_limit() -> u64 {
 
 /// The limit before it was raised.
 pub fn former_limit() -> Option<Rlimit> {
-    FORMER.get().cloned()
+    FORMER.get().copied()
 }
