@@ -68,7 +68,12 @@ fn an_archive_keeps_every_file_under_its_name_and_time() {
         site.put(format!("only {content}.csv"), "same");
         run(&site, &[]);
     }
+    // As much of a long name as there is room for.
+    site.put("l".repeat(255), "long");
+    run(&site, &[]);
     let archived = files(&site, "archive");
+    let long = archived.iter().filter(|name| name.starts_with("ll"));
+    assert_eq!(long.map(String::len).collect::<Vec<_>>(), [255]);
     let placed: Vec<&String> = archived
         .iter()
         .filter(|name| name.starts_with("file.csv."))
@@ -89,7 +94,7 @@ fn an_archive_keeps_every_file_under_its_name_and_time() {
         archived.contains(&"_duplicates/only two.csv".into()),
         "{archived:?}"
     );
-    assert_agrees(&site, 3);
+    assert_agrees(&site, 4);
 }
 
 #[test]
@@ -113,25 +118,28 @@ fn good_and_bad_files_go_to_folders_beside_the_one_they_came_to() {
 #[test]
 fn partitions_may_be_hours_and_sources() {
     let settings = "partition = \"{source}/{year}/{month}-{day}/hour={hour}\"\nrecursive = true";
-    let site = folders("meters", "warehouse", settings);
-    put(&site, "sub/a.csv");
-    run(&site, &[]);
-    let placed = site.line("a.csv").placed();
-    let beneath = placed
-        .strip_prefix(&site.warehouse)
-        .expect("in the warehouse");
-    let parts: Vec<&str> = beneath.iter().filter_map(|part| part.to_str()).collect();
-    assert_eq!(
-        (parts[0], parts.len(), parts[4]),
-        ("meters", 6, "sub"),
-        "{parts:?}"
-    );
-    assert_eq!(
-        (parts[1].len(), parts[2].len(), parts[3].len()),
-        (4, 5, 7),
-        "{parts:?}"
-    );
-    assert_agrees(&site, 1);
+    // What begins like a directory of ringest's own is called otherwise.
+    for (input, source) in [("meters", "meters"), ("_meters", "source_meters")] {
+        let site = folders(input, "warehouse", settings);
+        put(&site, "sub/a.csv");
+        run(&site, &[]);
+        let placed = site.line("a.csv").placed();
+        let beneath = placed
+            .strip_prefix(&site.warehouse)
+            .expect("in the warehouse");
+        let parts: Vec<&str> = beneath.iter().filter_map(|part| part.to_str()).collect();
+        assert_eq!(
+            (parts[0], parts.len(), parts[4]),
+            (source, 6, "sub"),
+            "{parts:?}"
+        );
+        assert_eq!(
+            (parts[1].len(), parts[2].len(), parts[3].len()),
+            (4, 5, 7),
+            "{parts:?}"
+        );
+        assert_agrees(&site, 1);
+    }
 }
 
 #[test]
