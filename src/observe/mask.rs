@@ -2,7 +2,7 @@
 //! panics. Not in manifests, in what `find` and its like print, or in content.
 //!
 //! A card number is 13 to 19 digits in the range of an issuer, as many as that issuer gives, whose last digit is the right one
-//! (Luhn). The digits may be in groups of three or more (the last may be shorter) with one space or dash between them. What
+//! (Luhn). The digits may be in groups of three or more (the last may be shorter) with a space or one of `-_.` between them. What
 //! looks like one and is none: a run of digits within a digest or another long hexadecimal word, a longer run, and time stamps, because
 //! no issuer's numbers begin with 1 or 20, dates and times in groups have groups of two, and those that begin with the day are known.
 
@@ -49,10 +49,10 @@ pub fn mask(text: &str) -> Cow<'_, str> {
     }
 }
 
-/// Where, from there on, so many digits, spaces and dashes are in a row that there may be a card number among them. Most text is
+/// Where, from there on, so many digits and what may lie between them are in a row that there may be a card number among them. Most text is
 /// passed in steps of that many bytes.
 fn next_run(text: &[u8], mut from: usize) -> Option<usize> {
-    let of_card = |byte: &u8| byte.is_ascii_digit() || matches!(byte, b' ' | b'-');
+    let of_card = |byte: &u8| byte.is_ascii_digit() || is_between(*byte);
     loop {
         let window = text.get(from..from + DIGITS_MIN)?;
         match window.iter().rposition(|byte| !of_card(byte)) {
@@ -60,6 +60,11 @@ fn next_run(text: &[u8], mut from: usize) -> Option<usize> {
             None => return Some(from),
         }
     }
+}
+
+/// What may lie between two groups.
+fn is_between(byte: u8) -> bool {
+    matches!(byte, b' ' | b'-' | b'_' | b'.')
 }
 
 /// Begin and end of the next run of digits.
@@ -102,7 +107,7 @@ fn card_from(text: &[u8], first: (usize, usize)) -> Option<usize> {
         }
         let next = next_group(text, group.1);
         match next.filter(|next| next.0 == group.1 + 1) {
-            Some(next) if run.len() >= GROUP_MIN && matches!(text[group.1], b' ' | b'-') => {
+            Some(next) if run.len() >= GROUP_MIN && is_between(text[group.1]) => {
                 group = next;
             }
             _ => return found,
@@ -224,7 +229,7 @@ mod tests {
                 "\\n@",
                 "ü@ü",
                 "20250629 @",
-                "a_@_1",
+                "a_@_x",
                 "cc@.csv",
                 "a@b",
                 "%20@%20",
@@ -249,6 +254,8 @@ mod tests {
         for (grouped, masked) in [
             ("4111 1111 1111 1111", "****1111"),
             ("4111-1111-1111-1111", "****1111"),
+            ("/in/4111_1111_1111_1111.csv", "/in/****1111.csv"),
+            ("4111.1111.1111.1111.csv", "****1111.csv"),
             ("41111111 11111111.csv", "****1111.csv"),
             ("3782-822463-10005", "****0005"),
             ("3056 930902 5904", "****5904"),
@@ -275,7 +282,8 @@ mod tests {
             "4111111111111112",
             "411111111111111",
             "4111  1111  1111  1111",
-            "4111.1111.1111.1111",
+            "192.168.100.200.5555",
+            "5.15.0-1111.1111",
             "00004111111111111111",
             "41111111111111110000",
             "deadbeef411111111111111100000000",

@@ -209,6 +209,9 @@ impl TemplateFor {
             return Err(format!("{first:?} is not for data"));
         }
         match self {
+            TemplateFor::Partition if first == "_quarantine" => {
+                Err(format!("{first:?} is not for data"))
+            }
             TemplateFor::Partition if template.has(Field::Partition) => {
                 Err("{partition} is what it is itself".into())
             }

@@ -6,7 +6,9 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 
-use super::{Layout, Purpose, Settings, SettingsError};
+use super::layout::Template;
+use super::{Layout, Purpose, Settings, SettingsError, Source};
+use crate::pipeline::record::layout::source_component;
 
 /// A directory as the kernel sees it, whether it exists yet or not.
 struct Place<'a> {
@@ -91,6 +93,7 @@ pub(super) fn refuse(settings: &Settings, purpose: Purpose) -> Result<(), Settin
             }
         }
     }
+    apart_in_the_warehouse(settings)?;
     let log_dir = settings.log_dir.as_deref();
     let log_dir = log_dir.map(|path| Place::new("the log directory".into(), path));
     let hlog = settings.hlog.as_deref();
@@ -106,6 +109,32 @@ pub(super) fn refuse(settings: &Settings, purpose: Purpose) -> Result<(), Settin
         };
         if let Some(outer) = outer {
             return Err(inside(log, outer));
+        }
+    }
+    Ok(())
+}
+
+/// What is set aside lies where nothing is placed: by its directory it is known for what it is.
+fn apart_in_the_warehouse(settings: &Settings) -> Result<(), SettingsError> {
+    let filled = |source: &Source, template: &Template| {
+        let layout = &source.layout;
+        let text = template.to_string();
+        let text = text.replace("{partition}", &layout.partition.to_string());
+        PathBuf::from(text.replace("{source}", &source_component(&source.name)))
+    };
+    for aside in &settings.sources {
+        let kept = filled(aside, &aside.layout.quarantine_dir);
+        for source in &settings.sources {
+            let placed = filled(source, &source.layout.partition);
+            if placed.starts_with(&kept) {
+                return Err(SettingsError::Overlap(format!(
+                    "partition = {:?} of source {} is inside quarantine_dir = {:?} of source {}; choose a quarantine_dir that holds nothing else",
+                    source.layout.partition.to_string(),
+                    source.name,
+                    aside.layout.quarantine_dir.to_string(),
+                    aside.name
+                )));
+            }
         }
     }
     Ok(())

@@ -201,6 +201,23 @@ fn layouts_that_would_mix_up_files_are_refused() {
             "beneath the warehouse",
         ),
         ("in", "placed_name = \"{timestamp}\"", "{name}"),
+        // What is set aside would lie among what is placed.
+        (
+            "in",
+            "partition = \"done\"\nquarantine_dir = \"done\"",
+            "is inside",
+        ),
+        (
+            "in",
+            "partition = \"done/{date}\"\nquarantine_dir = \"done\"",
+            "is inside",
+        ),
+        (
+            "done",
+            "partition = \"{source}/x\"\nquarantine_dir = \"done\"",
+            "is inside",
+        ),
+        ("in", "partition = \"_quarantine\"", "not for data"),
         ("in", "placed_mode = \"rw\"", "octal"),
         ("in", "placed_group = \"nobody has this\"", "/etc/group"),
         // The input is in the warehouse, and files might come to lie in it.

@@ -117,6 +117,19 @@ impl LogFiles {
         self.made.then(|| self.path.clone())
     }
 
+    /// The directory that has the name of ours by now, locked, if that is another one; it is made if there is none.
+    fn other_dir(&self) -> io::Result<Option<Arc<OwnedFd>>> {
+        let held = rustix::fs::fstat(&self.files[0].1.sink.dir)?;
+        let seen = rustix::fs::stat(&self.path);
+        if seen.is_ok_and(|seen| (seen.st_dev, seen.st_ino) == (held.st_dev, held.st_ino)) {
+            return Ok(None);
+        }
+        open::make_dirs(&self.path)?;
+        let busy = || io::Error::other("another ringest writes its log files there");
+        let dir = lock::lock_dir(&self.path)?.ok_or_else(busy)?;
+        Ok(Some(Arc::new(dir)))
+    }
+
     /// The least severe level that any of the files takes.
     pub(super) fn level(&self) -> LevelFilter {
         let levels = self.files.iter().map(|(level, _)| *level);
@@ -153,8 +166,14 @@ impl Output for LogFiles {
     }
 
     fn reopen(&mut self) {
+        let dir = self.other_dir();
         for (_, file) in &mut self.files {
             let file = &mut file.sink;
+            match &dir {
+                Ok(None) => {}
+                Ok(Some(dir)) => file.dir = Arc::clone(dir),
+                Err(error) => file.failed(error),
+            }
             // What cannot be opened stays what it was.
             if let Err(error) = file.open() {
                 file.failed(&error);
@@ -429,6 +448,30 @@ mod tests {
         fs::remove_file(dir.join("app.log")).unwrap();
         assert_eq!(write(&mut files, Level::INFO, &["8"]), 0);
         assert_eq!(read(&root, "app.log").unwrap(), "8\n");
+    }
+
+    #[test]
+    fn a_directory_that_was_replaced_is_found_by_its_name_when_asked_to() {
+        let (root, mut files) = here(1 << 20, 2);
+        let dir = root.path().join("a/logs");
+        write(&mut files, Level::ERROR, &["one"]);
+        fs::rename(&dir, root.path().join("old")).unwrap();
+        files.reopen();
+        write(&mut files, Level::ERROR, &["two"]);
+        assert_eq!(
+            fs::read_to_string(root.path().join("old/app.log")).unwrap(),
+            "one\n"
+        );
+        assert_eq!(read(&root, "app.log").as_deref(), Some("two\n"));
+        assert_eq!(read(&root, "error.log").as_deref(), Some("two\n"));
+        // It is ours alone, and the old one is free.
+        assert!(lock::lock_dir(&dir).unwrap().is_none());
+        assert!(lock::lock_dir(&root.path().join("old")).unwrap().is_some());
+        fs::remove_dir_all(&dir).unwrap();
+        fs::create_dir(&dir).unwrap();
+        files.reopen();
+        write(&mut files, Level::ERROR, &["three"]);
+        assert_eq!(read(&root, "app.log").as_deref(), Some("three\n"));
     }
 
     #[test]
