@@ -334,12 +334,12 @@ pub fn leaving_name(uuid: &str, seq: u64, sidecar: bool) -> OsString {
     format!(".ringest-{uuid}-{seq}{kind}").into()
 }
 
-/// `<stem>.<infix>.<extension>`.
+/// `<stem>.<infix>.<extension>`. A `{timestamp}` at the end counts as one: it stays whole.
 pub fn with_infix(name: &OsStr, infix: &str) -> OsString {
     let bytes = name.as_bytes();
-    let dot = bytes
-        .iter()
-        .rposition(|&byte| byte == b'.')
+    let last = bytes.iter().rposition(|&byte| byte == b'.');
+    let dot = time_at_end(bytes)
+        .or(last)
         .filter(|&dot| dot > 0 && bytes.len() - dot <= EXTENSION_BYTES_MAX);
     let (stem, extension) = bytes.split_at(dot.unwrap_or(bytes.len()));
     let room = NAME_BYTES_MAX.saturating_sub(1 + infix.len() + extension.len());
@@ -348,6 +348,18 @@ pub fn with_infix(name: &OsStr, infix: &str) -> OsString {
     new.extend(infix.as_bytes());
     new.extend(extension);
     OsString::from_vec(new)
+}
+
+/// Where a dot and what `{timestamp}` becomes begin, if a name ends in them.
+fn time_at_end(name: &[u8]) -> Option<usize> {
+    const SHAPE: &[u8] = b".00000000T000000.000";
+    let begin = name.len().checked_sub(SHAPE.len())?;
+    let mut pairs = name[begin..].iter().zip(SHAPE);
+    let fits = pairs.all(|(byte, shape)| match shape {
+        b'0' => byte.is_ascii_digit(),
+        other => byte == other,
+    });
+    fits.then_some(begin)
 }
 
 fn with_suffix(name: &OsStr, suffix: &str) -> OsString {
@@ -397,6 +409,14 @@ mod tests {
             ]
         );
         assert_eq!(names("plain")[1], "plain.abababab");
+        assert_eq!(
+            names("a.csv.20250629T103045.123")[1],
+            "a.csv.abababab.20250629T103045.123"
+        );
+        assert_eq!(
+            names("20250629T103045.123")[1],
+            "20250629T103045.abababab.123"
+        );
     }
 
     #[test]
@@ -413,7 +433,13 @@ mod tests {
     #[test]
     fn a_name_that_grew_is_told_from_one_that_came_so() {
         let digest = [0xab; 32];
-        for name in ["a.tar.gz", "plain", ".hidden", "x.abababab"] {
+        for name in [
+            "a.tar.gz",
+            "plain",
+            ".hidden",
+            "x.abababab",
+            "a.20250629T103045.123",
+        ] {
             for placed in candidate_names(OsStr::new(name), &digest, 7).take(4) {
                 let original = original_name(&placed, &digest);
                 let grown_by_chance = name == "x.abababab" && placed == name;
