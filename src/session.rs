@@ -5,6 +5,7 @@
 
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -133,6 +134,9 @@ impl Session {
         for place in [&warehouse, &manifests] {
             claim(place, &opening, settings.durability)?;
         }
+        if let Some((path, error)) = misplaced(settings).first() {
+            return Err(config("place files in", path, error));
+        }
 
         let suspicion = suspicion(&state, &opening)?;
         let mut inputs = Vec::new();
@@ -229,6 +233,43 @@ pub(crate) fn trusts_syncfs(path: &Path) -> Result<bool, Failure> {
 }
 
 /// What hinders a start is a matter of settings, unless the disk itself fails.
+/// Directories of the layouts in which no file can be placed: those that are there, and lie on another filesystem or behind a
+/// symbolic link.
+pub(crate) fn misplaced(settings: &Settings) -> Vec<(PathBuf, io::Error)> {
+    use rustix::io::Errno;
+    let Ok(warehouse) = open::root_dir(&settings.warehouse) else {
+        return Vec::new();
+    };
+    let layouts = settings.sources.iter().map(|source| &source.layout);
+    let templates = layouts.flat_map(|layout| [&layout.partition, &layout.quarantine_dir]);
+    let mut found: Vec<(PathBuf, io::Error)> = Vec::new();
+    for template in templates {
+        let text = template.to_string();
+        // What is to be filled in becomes a directory of ringest's own.
+        let fixed = Path::new(&text)
+            .iter()
+            .take_while(|part| !part.as_bytes().contains(&b'{'));
+        let fixed: PathBuf = fixed.collect();
+        let path = settings.warehouse.join(&fixed);
+        match open::dir_beneath(&warehouse, &fixed) {
+            Err(error) if found.iter().all(|(known, _)| *known != path) => {
+                let cause = match Errno::from_io_error(&error) {
+                    Some(Errno::XDEV) => {
+                        "it is on another filesystem than the warehouse, and files are renamed within that"
+                    }
+                    Some(Errno::LOOP | Errno::NOTDIR) => {
+                        "a symbolic link is on its path, or a file"
+                    }
+                    _ => continue,
+                };
+                found.push((path, io::Error::new(error.kind(), cause)));
+            }
+            _ => {}
+        }
+    }
+    found
+}
+
 pub(crate) fn config(operation: &str, path: &Path, error: &io::Error) -> Failure {
     use rustix::io::Errno;
     if SyncFailed::is(error) {

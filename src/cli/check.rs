@@ -11,6 +11,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::io::probe::{self, FsKind};
+use crate::session;
 use crate::settings::{IoChoice, LeasePolicy, Loaded, Setting, Settings};
 
 const UNUSABLE_DIRECTORY: u8 = 78;
@@ -184,6 +185,13 @@ impl Report {
                 }
                 IoChoice::Sync => {}
             }
+        }
+        for (path, error) in session::misplaced(settings) {
+            problems.push(Problem {
+                exit_code: UNUSABLE_DIRECTORY,
+                message: format!("{}: cannot place files in it: {error}", path.display()),
+                path: Some(path),
+            });
         }
         for directory in &directories {
             let path = directory.path.display();

@@ -124,8 +124,14 @@ mod tests {
         Brand::mark(&mut other);
         let since = rustix::process::getpid();
         let (mut marked, mut other) = (marked.spawn().unwrap(), other.spawn().unwrap());
-        assert_eq!(brand.is_on(Pid::from_child(&marked)), Found::Some);
-        assert_eq!(brand.is_on(Pid::from_child(&other)), Found::None);
+        for (child, found) in [(&marked, Found::Some), (&other, Found::None)] {
+            // A program that has just begun may have no environment yet.
+            let pid = Pid::from_child(child);
+            while brand.is_on(pid) == Found::Unknown {
+                thread::sleep(Duration::from_millis(1));
+            }
+            assert_eq!(brand.is_on(pid), found);
+        }
         brand.kill_strays(since);
         assert_eq!(marked.wait().unwrap().code(), None);
         assert_eq!(other.try_wait().unwrap(), None, "it lives on");

@@ -237,6 +237,34 @@ fn layouts_that_would_mix_up_files_are_refused() {
 }
 
 #[test]
+fn a_directory_of_the_layout_that_leads_elsewhere_is_refused_at_the_start() {
+    for setting in ["partition = \"done/{date}\"", "quarantine_dir = \"done\""] {
+        let site = folders("in", "warehouse", setting);
+        let elsewhere = site.root.join("elsewhere");
+        fs::create_dir_all(&elsewhere).expect("make a directory");
+        fs::create_dir_all(&site.warehouse).expect("make the warehouse");
+        std::os::unix::fs::symlink(&elsewhere, site.warehouse.join("done")).expect("link");
+        site.put("a", "a");
+        let config = site.root.join("ringest.toml");
+        for name in ["run", "check"] {
+            let mut command = site.command(name, &["--config"]);
+            command.arg(&config).arg("--input").arg(&site.staging);
+            command.args((name == "run").then_some("--once"));
+            let ended = Finished::of(command);
+            assert_eq!(ended.status.code(), Some(78), "{ended}");
+            let said = ended.stderr.clone() + &ended.stdout;
+            assert!(
+                said.contains("warehouse/done") && said.contains("symbolic link"),
+                "{said}"
+            );
+        }
+        fs::remove_file(site.warehouse.join("done")).expect("unlink");
+        run(&site, &[]);
+        site.assert_staging_is_empty();
+    }
+}
+
+#[test]
 fn a_claim_directory_shows_what_is_in_work_and_gives_back_what_is_not_taken() {
     let settings = "partition = \"done\"\nrecursive = true";
     let site = folders("in", "", settings);
