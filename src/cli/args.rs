@@ -2,6 +2,7 @@
 //! [`KEYS`].
 
 use std::ffi::OsString;
+use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -10,6 +11,7 @@ use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Args, FromArgMatches, Parser, Subcommand, value_parser};
 
 use crate::bench::{self, Bench, DataSet, FILE_BYTES_MIN, FILES_MAX, Pace};
+use crate::observe::mask::mask;
 use crate::pipeline::record::layout;
 use crate::quarantine::Filter;
 use crate::settings::{
@@ -495,7 +497,23 @@ struct RunArgs {
 /// # Errors
 /// Settings that cannot be used.
 pub fn parse() -> Result<Command, SettingsError> {
-    Cli::parse().load(std::env::vars_os().collect())
+    let cli = Cli::try_parse().unwrap_or_else(|error| tell(&error));
+    cli.load(std::env::vars_os().collect())
+}
+
+/// Says what is wrong with a command line, which it quotes, or gives the help that was asked for.
+fn tell(error: &clap::Error) -> ! {
+    if !error.use_stderr() {
+        error.exit();
+    }
+    let text = error.render();
+    let text = match io::stderr().is_terminal() {
+        true => text.ansi().to_string(),
+        false => text.to_string(),
+    };
+    // Nobody may be at the terminal any more.
+    let _ = io::stderr().write_all(mask(&text).as_bytes());
+    std::process::exit(error.exit_code());
 }
 
 impl Cli {

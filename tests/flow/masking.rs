@@ -214,4 +214,16 @@ fn sidecars_errors_and_panics_are_masked_too() {
         .with_code(78);
     assert!(refused.stderr.contains("****1111"), "{refused}");
     assert_masked("an error of settings", &refused.stderr);
+    for args in [
+        &[CARD][..],
+        &["run", "--stability-seconds", GROUPED],
+        &["run", "--mode", CARD],
+        &["find", "a.csv", GROUPED],
+    ] {
+        let mut typed = site.ringest(false);
+        typed.args(args);
+        let refused = Finished::of(typed).with_code(2);
+        assert!(refused.stderr.contains("****1111"), "{refused}");
+        assert_masked("an error of the command line", &refused.stderr);
+    }
 }
