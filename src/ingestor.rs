@@ -51,6 +51,8 @@ const BATCHES_REPORTED: usize = 1;
 /// Descriptors kept for everything that is not a staged file; among that are those of files that readers have open, up to four
 /// of each.
 const SPARE_DESCRIPTORS: u64 = 256 + 4 * 128;
+/// A commit for fewer files than that costs more than the files do.
+const BATCH_FILES_FEW: usize = 64;
 
 /// What the main thread hears.
 enum Message {
@@ -146,6 +148,14 @@ impl Flow {
         let checks = Arc::new(Checks::new(&session.inputs));
         let left = descriptors.saturating_sub(checks.descriptors());
         let batch_files = batch_files(settings.batch_files, left, in_order > 0);
+        if batch_files < settings.batch_files.min(BATCH_FILES_FEW) {
+            events::settings_doubtful(&few_descriptors(
+                settings.batch_files,
+                batch_files,
+                descriptors,
+                checks.descriptors(),
+            ));
+        }
         let metrics = Arc::new(Metrics::new());
         metrics.restore(session.opening.totals);
         let kept = Arc::new(KeptSet::default());
@@ -644,4 +654,16 @@ fn batch_files(wanted: usize, descriptors: u64, in_order: bool) -> usize {
     let each = if in_order { 19 } else { 17 };
     let spare = SPARE_DESCRIPTORS.min(descriptors * 3 / 4);
     wanted.min(((descriptors - spare) / each).max(1) as usize)
+}
+
+/// Why batches are smaller than they were to be.
+fn few_descriptors(wanted: usize, batch_files: usize, limit: u64, checks: u64) -> String {
+    let checks = match checks {
+        0 => String::new(),
+        most => format!(", of which check_command may take {most}"),
+    };
+    format!(
+        "batch_files is {wanted}, but the limit on open files ({limit}{checks}) allows batches of {batch_files}, which is \
+         slower; raise it (LimitNOFILE=, ulimit -Hn)"
+    )
 }

@@ -16,7 +16,10 @@ fn many_files_go_through_few_descriptors() {
     }
     let mut command = site.run(&[]);
     command.arg("--once");
-    Finished::of(through(&["prlimit", "--nofile=64"], &command)).ok();
+    let ended = Finished::of(through(&["prlimit", "--nofile=64"], &command)).ok();
+    let doubt = ended.event("settings_doubtful", "");
+    let told = doubt["message"].as_str().expect("a message");
+    assert!(told.contains("limit on open files (64)"), "{told}");
     assert_eq!(site.manifest().len(), 600);
     site.assert_sound();
 }
