@@ -8,8 +8,9 @@
 //! Ending runs down the flow: discovery closes the queue of candidates, the readers finish and end, the queue of staged
 //! files is closed, the recorder finishes and closes the session.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel, sync_channel};
@@ -19,7 +20,7 @@ use std::time::{Duration, Instant};
 use crate::failure::{Exit, Failure};
 use crate::io::clock::WallClock;
 use crate::io::disk::Handle;
-use crate::io::{RealDisk, Reserve, descriptors, lease_keeper, priority};
+use crate::io::{Identity, RealDisk, Reserve, descriptors, lease_keeper, priority};
 use crate::ledger::SourceId;
 use crate::ledger::lmdb::Lmdb;
 use crate::observe::control::ControlSocket;
@@ -202,8 +203,12 @@ impl Flow {
         let owed = recorder.owed_paths()?;
         for input in &session.inputs {
             if let Some(claims) = &input.claim {
-                let nothing = HashSet::new();
-                let returned = claims.give_all_back(owed.get(&input.id).unwrap_or(&nothing))?;
+                let owed = owed.get(&input.id);
+                let stays = |path: &Path, identity: &Identity| {
+                    owed.is_some_and(|owed| owed.contains(path))
+                        || kept.contains(input.id, path, identity)
+                };
+                let returned = claims.give_all_back(stays)?;
                 points::reached("claims_returned");
                 events::claims_returned(&claims.path, &claims.input_path, returned);
             }

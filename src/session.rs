@@ -232,7 +232,6 @@ pub(crate) fn trusts_syncfs(path: &Path) -> Result<bool, Failure> {
     Ok(kind.trusts_syncfs())
 }
 
-/// What hinders a start is a matter of settings, unless the disk itself fails.
 /// Directories of the layouts in which no file can be placed: those that are there, and lie on another filesystem or behind a
 /// symbolic link.
 pub(crate) fn misplaced(settings: &Settings) -> Vec<(PathBuf, io::Error)> {
@@ -270,6 +269,7 @@ pub(crate) fn misplaced(settings: &Settings) -> Vec<(PathBuf, io::Error)> {
     found
 }
 
+/// What hinders a start is a matter of settings, unless the disk itself fails.
 pub(crate) fn config(operation: &str, path: &Path, error: &io::Error) -> Failure {
     use rustix::io::Errno;
     if SyncFailed::is(error) {

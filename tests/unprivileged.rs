@@ -6,6 +6,7 @@ use std::fs::{self, Permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 
+use support::program::{Program, State};
 use support::{Random, Site, is_root, sha256, skip, wait_until};
 
 /// The user of these tests: nobody.
@@ -153,6 +154,38 @@ fn what_cannot_be_removed_is_ingested_once_and_kept() {
     site.run_once(&[]);
     assert_eq!(site.manifest().len(), 3);
     site.assert_agrees();
+}
+
+#[test]
+fn what_cannot_be_removed_from_a_claim_directory_is_ingested_once() {
+    let Some(site) = site_of_nobody(0o777) else {
+        return;
+    };
+    let claims = site.root.join("claims");
+    fs::create_dir(&claims).expect("mkdir, as root");
+    let may_remove = |mode| fs::set_permissions(&claims, Permissions::from_mode(mode));
+    may_remove(0o777).expect("chmod");
+    let claim_dir = ["--claim-dir", claims.to_str().expect("UTF-8")];
+    // Of a file that is another's the mode cannot be set: it is copied.
+    let args = [&claim_dir[..], &["--placed-mode", "0640"]].concat();
+    put_as_root(&site, "a.csv", b"not yours to remove");
+    let mut run = site.run(&[&args[..], &["--once"]].concat());
+    run.env("RINGEST_STOP_AT", "records_committed,none");
+    let mut stopped = Program::start(run, &site.root.join("stopped.log"));
+    assert_eq!(stopped.wait(), State::Stopped, "the point is not reached");
+    may_remove(0o1777).expect("chmod");
+    stopped.go_on();
+    assert!(matches!(stopped.wait(), State::Ended(status) if status.success()));
+    assert!(claims.join("a.csv").exists());
+
+    for mode in [0o1777, 0o777] {
+        may_remove(mode).expect("chmod");
+        let again = site.run_once(&args);
+        assert_eq!(again.events("file_ingested", "").len(), 0, "{again}");
+        assert_eq!(again.events("file_duplicate", "").len(), 0, "{again}");
+        assert_eq!(site.assert_agrees().len(), 1);
+        assert!(claims.join("a.csv").exists());
+    }
 }
 
 #[test]

@@ -9,7 +9,6 @@
 //!
 //! Nothing of a file that was claimed is placed before both directories are durable (`record/place.rs`).
 
-use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -19,7 +18,7 @@ use rustix::fs::FileType;
 
 use crate::failure::Failure;
 use crate::io::disk::DirHandle;
-use crate::io::{Disk, RealDisk};
+use crate::io::{Disk, Identity, RealDisk};
 use crate::observe::events;
 use crate::trial::{mutants, points};
 
@@ -110,11 +109,15 @@ impl ClaimDir {
             .is_some_and(|(one, other)| one.identity.same_file(&other.identity)))
     }
 
-    /// Gives all that is in it back to its input, but for what is owed its removal. Returns how many.
+    /// Gives all that is in it back to its input, but for what `stays`: what is done with, and could not be removed yet, or at
+    /// all. Returns how many.
     ///
     /// # Errors
     /// Directories that cannot be read. A file that cannot be moved stays, and that is told.
-    pub fn give_all_back(&self, owed: &HashSet<PathBuf>) -> Result<u64, Failure> {
+    pub fn give_all_back(&self, stays: impl Fn(&Path, &Identity) -> bool) -> Result<u64, Failure> {
+        let stays = |path: &Path, identity: &Identity| {
+            stays(path, identity) && !mutants::on("owed_claim_returned")
+        };
         let mut waiting = vec![PathBuf::new()];
         let mut returned = 0;
         while let Some(directory) = waiting.pop() {
@@ -123,11 +126,12 @@ impl ClaimDir {
             let open = self.disk.open_dir(&self.dir, &directory).map_err(failed)?;
             for name in self.disk.list(&open).map_err(failed)? {
                 let path = directory.join(&name);
-                let owed = owed.contains(&path) && !mutants::on("owed_claim_returned");
-                let seen = self.disk.stat(&open, &name).map_err(failed)?;
-                match seen.map(|seen| seen.kind) {
-                    Some(FileType::Directory) => waiting.push(path),
-                    Some(FileType::RegularFile) if !is_hidden(&name) && !owed => {
+                let Some(seen) = self.disk.stat(&open, &name).map_err(failed)? else {
+                    continue;
+                };
+                match seen.kind {
+                    FileType::Directory => waiting.push(path),
+                    FileType::RegularFile if !is_hidden(&name) && !stays(&path, &seen.identity) => {
                         match self.give_back(&path) {
                             Ok(given) => returned += u64::from(given),
                             Err(error) => self.say_it_stays(&path, &error),
@@ -207,8 +211,8 @@ mod tests {
             fs::write(claims.path.join(name), name).unwrap();
         }
         fs::write(claims.input_path.join("taken"), "newer").unwrap();
-        let owed = HashSet::from([PathBuf::from("sub/owed")]);
-        assert_eq!(claims.give_all_back(&owed).unwrap(), 3);
+        let owed = |path: &Path, _: &Identity| path == Path::new("sub/owed");
+        assert_eq!(claims.give_all_back(owed).unwrap(), 3);
         let read = |path: &Path| fs::read_to_string(path).unwrap();
         for (name, content) in [
             ("a", "a"),
@@ -221,6 +225,6 @@ mod tests {
         for name in ["sub/owed", ".leaving"] {
             assert_eq!(read(&claims.path.join(name)), name);
         }
-        assert_eq!(claims.give_all_back(&owed).unwrap(), 0);
+        assert_eq!(claims.give_all_back(owed).unwrap(), 0);
     }
 }
