@@ -217,10 +217,20 @@ fn cause(error: &serde_json::Error) -> String {
 }
 
 fn parse(bytes: &[u8]) -> Result<Value, serde_json::Error> {
-    let mut parser = serde_json::Deserializer::from_slice(bytes);
-    let value = Any(&Names::new(bytes)).deserialize(&mut parser)?;
-    parser.end()?;
-    Ok(value)
+    fn whole<'t>(
+        mut parser: serde_json::Deserializer<impl serde_json::de::Read<'t>>,
+        names: &Names<'_>,
+    ) -> Result<Value, serde_json::Error> {
+        let value = Any(names).deserialize(&mut parser)?;
+        parser.end()?;
+        Ok(value)
+    }
+    let names = Names::new(bytes);
+    // All of it at once is faster than one string after the other, even where it has been looked at before.
+    match simdutf8::basic::from_utf8(bytes) {
+        Ok(text) => whole(serde_json::Deserializer::from_str(text), &names),
+        Err(_) => whole(serde_json::Deserializer::from_slice(bytes), &names),
+    }
 }
 
 /// What is known of any value.
