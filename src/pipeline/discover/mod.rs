@@ -996,7 +996,7 @@ impl Discoverer {
     /// Pauses while less is free than is to stay free. Looks while there is something to hand on, or to wait for.
     fn watch_reserve(&mut self) {
         let now = Instant::now();
-        let nothing = self.ready.is_empty() && !self.is_short() && self.opens_at().is_none();
+        let nothing = self.ready.is_empty() && !self.is_short() && self.opens_at(now).is_none();
         let idle = nothing && self.pause.is_none();
         if idle || now < self.next_look_at_reserve {
             return;
@@ -1139,9 +1139,16 @@ impl Discoverer {
     }
 
     /// When the first of those that are to be sorted may be handed on.
-    fn opens_at(&self) -> Option<Instant> {
+    fn opens_at(&self, now: Instant) -> Option<Instant> {
         let ordered = self.ordered.iter().flatten();
-        ordered.filter_map(Ordered::opens_at).min()
+        let opens_at = |ordered: &Ordered| {
+            let poll = match ordered.is_short() {
+                true => SHARE_POLL,
+                false => TURN_POLL,
+            };
+            Some(ordered.opens_at()?.max(now + poll))
+        };
+        ordered.filter_map(opens_at).min()
     }
 
     /// Files that wait for a reader come back; those that have been read do so when they find no room.
@@ -1284,8 +1291,8 @@ impl Discoverer {
         if let Some(Reverse((due, _, _))) = self.timers.peek() {
             next = next.min(*due);
         }
-        if let Some(at) = self.opens_at() {
-            next = next.min(at.max(now + TURN_POLL));
+        if let Some(at) = self.opens_at(now) {
+            next = next.min(at);
         }
         if self.is_short() {
             next = next.min(now + SHARE_POLL);

@@ -26,6 +26,8 @@ pub struct Ordered {
     waiting: BTreeMap<(i128, OsString), Candidate>,
     /// Since when some have been waiting.
     since: Option<Instant>,
+    /// There was too little of what the first one needs.
+    short: bool,
 }
 
 impl Ordered {
@@ -42,6 +44,7 @@ impl Ordered {
             turns: Turns::new(Arc::clone(staged), most),
             waiting: BTreeMap::new(),
             since: None,
+            short: false,
         })
     }
 
@@ -62,7 +65,8 @@ impl Ordered {
     /// of what it needs.
     pub fn next(&mut self) -> Option<Candidate> {
         let mut first = self.waiting.first_entry()?;
-        if !self.needs.give(first.get_mut()) {
+        self.short = !self.needs.give(first.get_mut());
+        if self.short {
             return None;
         }
         let Some(turn) = self.turns.take() else {
@@ -89,6 +93,11 @@ impl Ordered {
     /// When those that wait may be handed on at the earliest; `None` if there are none.
     pub fn opens_at(&self) -> Option<Instant> {
         self.since.map(|since| since + GATHER_REST)
+    }
+
+    /// Whether those that wait do so for what is short, not for their turn.
+    pub fn is_short(&self) -> bool {
+        self.short
     }
 
     /// How many wait.
