@@ -5,11 +5,12 @@ use std::process::ExitCode;
 
 use ringest::cli::{self, Command};
 use ringest::failure::Failure;
+use ringest::io::memory::Allocator;
 use ringest::observe::log;
 use ringest::observe::mask::mask;
 
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: Allocator = Allocator;
 
 fn main() -> ExitCode {
     log::tell_panics();

@@ -14,6 +14,7 @@ pub mod disk;
 pub mod lease;
 pub mod lease_keeper;
 pub mod lock;
+pub mod memory;
 pub mod open;
 pub mod priority;
 pub mod probe;
