@@ -75,6 +75,7 @@ fn arrival(path: PathBuf) -> Arrival {
         time_micros,
         counts: Counts::default(),
         aside: None,
+        placed_ctime: Default::default(),
         path,
     }
 }

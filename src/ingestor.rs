@@ -192,6 +192,7 @@ impl Flow {
                 suspect: session.suspicion.is_some(),
                 stop: Arc::clone(&stop),
                 pause_max: settings.once.then_some(ONCE_PAUSE_MAX),
+                ctimes: session.ctimes,
             },
             &session.opening,
         );

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use ringest::cli::{self, Command};
 use ringest::failure::Failure;
+use ringest::io::descriptors;
 use ringest::io::memory::Allocator;
 use ringest::observe::log;
 use ringest::observe::mask::mask;
@@ -14,6 +15,7 @@ static ALLOCATOR: Allocator = Allocator;
 
 fn main() -> ExitCode {
     log::tell_panics();
+    descriptors::forbid_core_dumps();
     let command = match cli::parse() {
         Ok(command) => command,
         Err(error) => {

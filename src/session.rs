@@ -37,6 +37,8 @@ pub struct Locked {
     pub dir: Arc<OwnedFd>,
     /// Its path.
     pub path: PathBuf,
+    /// Held for as long as the directory is.
+    _lock: OwnedFd,
 }
 
 /// Everything a run holds.
@@ -57,6 +59,8 @@ pub struct Session {
     pub suspicion: Option<Suspicion>,
     /// Whether one `syncfs` may stand for many `fsync`s on all of these filesystems.
     pub syncfs: bool,
+    /// What ctimes tell in the warehouse.
+    pub ctimes: probe::Ctimes,
     /// The state.
     pub state: Locked,
     /// Where the latencies of each interval go, if anywhere.
@@ -66,8 +70,8 @@ pub struct Session {
 impl Session {
     /// Makes what is missing, locks everything, opens the ledger and makes sure that warehouse and manifests are its own.
     pub fn open(settings: &Settings) -> Result<(Session, Lmdb), Failure> {
-        let roles = settings
-            .sources
+        let sources = open_sources(settings);
+        let roles = sources
             .iter()
             .flat_map(|source| {
                 let claims = source.claim_dir.as_deref();
@@ -87,15 +91,17 @@ impl Session {
         for (path, _) in &missing {
             open::make_dirs(path).map_err(|error| config("make the directory", path, &error))?;
         }
-        let state = lock(&settings.state_path)?;
+        let state = lock(&settings.state_path, lock::OF_STATE)?;
         let mut roots = Vec::new();
         let mut claims = Vec::new();
-        for source in &settings.sources {
-            roots.push(lock(&source.input)?);
-            claims.push(source.claim_dir.as_deref().map(lock).transpose()?);
+        for source in &sources {
+            roots.push(lock_input(&source.input)?);
+            let claim_dir = source.claim_dir.as_deref();
+            let claim_dir = claim_dir.map(|path| lock(path, lock::OF_FILES));
+            claims.push(claim_dir.transpose()?);
         }
-        let warehouse = lock(&settings.warehouse)?;
-        let manifests = lock(&settings.manifests)?;
+        let warehouse = lock(&settings.warehouse, lock::OF_DATA)?;
+        let manifests = lock(&settings.manifests, lock::OF_DATA)?;
         let hlog = settings.hlog.as_deref().map(Hlog::open).transpose()?;
         for (path, role) in missing {
             events::directory_made(path, role);
@@ -144,7 +150,7 @@ impl Session {
         for place in [&warehouse, &manifests] {
             syncfs &= trusts_syncfs(&place.path)?;
         }
-        for ((source, root), claims) in settings.sources.iter().zip(roots).zip(claims) {
+        for ((source, root), claims) in sources.into_iter().zip(roots).zip(claims) {
             let id = ledger.source_id(&source.name, &source.input)?;
             let failed = |error: io::Error| config("use the input", &source.input, &error);
             let kind = probe::filesystem(&source.input).map_err(failed)?;
@@ -175,6 +181,9 @@ impl Session {
                 claim,
             }));
         }
+        let ctimes = probe::filesystem(&warehouse.path)
+            .map_err(|error| config("use", &warehouse.path, &error))?
+            .ctimes();
         let sources = ledger.sources()?;
         let former = former_inputs(&sources, &inputs);
         let session = Session {
@@ -186,11 +195,31 @@ impl Session {
             opening,
             suspicion,
             syncfs,
+            ctimes,
             state,
             hlog,
         };
         Ok((session, ledger))
     }
+}
+
+/// The sources whose staging directories let us in. One that its owner has closed keeps nobody else's files waiting; if all are, the first
+/// failure says so.
+fn open_sources(settings: &Settings) -> Vec<&Source> {
+    use rustix::fs::{Access, CWD};
+    let closed = |source: &&Source| {
+        let access = Access::READ_OK | Access::WRITE_OK | Access::EXEC_OK;
+        let may = rustix::fs::accessat(CWD, &source.input, access, AtFlags::EACCESS);
+        may == Err(rustix::io::Errno::ACCESS)
+    };
+    let (closed, open): (Vec<&Source>, Vec<&Source>) = settings.sources.iter().partition(closed);
+    if open.is_empty() {
+        return closed;
+    }
+    for source in closed {
+        events::source_closed(&source.name, &source.input);
+    }
+    open
 }
 
 /// The claim directory of a source, to which a rename has to work.
@@ -285,22 +314,46 @@ pub(crate) fn config(operation: &str, path: &Path, error: &io::Error) -> Failure
     }
 }
 
-/// Locks a directory that is there.
-pub(crate) fn lock(path: &Path) -> Result<Locked, Failure> {
-    match lock::lock_dir(path) {
-        Ok(Some(dir)) => Ok(Locked {
+/// Locks a directory of ringest's own that is there, by the file `name` in it.
+pub(crate) fn lock(path: &Path, name: &str) -> Result<Locked, Failure> {
+    let dir = open::root_dir(path).map_err(|error| config("open", path, &error))?;
+    match lock::lock_own(&dir, name) {
+        Ok(Some(held)) => Ok(Locked {
             dir: Arc::new(dir),
             path: path.to_path_buf(),
+            _lock: held,
         }),
-        Ok(None) => Err(Failure::new(
-            Exit::Busy,
-            "lock",
-            path,
-            "another ringest works on it",
-            "let that one finish or stop it, or use other directories",
-        )),
+        Ok(None) => Err(busy(path)),
+        Err(error) => Err(config("open the lock", &path.join(name), &error)),
+    }
+}
+
+/// Locks a staging directory that is there.
+pub(crate) fn lock_input(path: &Path) -> Result<Locked, Failure> {
+    match lock::lock_input(path) {
+        Ok(Some(held)) => {
+            if held.locked_by_others {
+                events::foreign_lock_ignored(path);
+            }
+            Ok(Locked {
+                dir: Arc::new(held.dir),
+                path: path.to_path_buf(),
+                _lock: held.record,
+            })
+        }
+        Ok(None) => Err(busy(path)),
         Err(error) => Err(config("open", path, &error)),
     }
+}
+
+fn busy(path: &Path) -> Failure {
+    Failure::new(
+        Exit::Busy,
+        "lock",
+        path,
+        "another ringest works on it",
+        "let that one finish or stop it, or use other directories",
+    )
 }
 
 /// Staging directories of earlier settings: unfinished work may refer to them.

@@ -204,3 +204,67 @@ fn a_directory_that_cannot_be_written_ends_with_78_and_its_name() {
     assert_eq!(site.manifest().len(), 1);
     site.assert_sound();
 }
+
+/// A second staging directory, of a stranger who lets nobody in, or nobody any more.
+fn strangers_input(site: &Site, mode: u32) -> std::path::PathBuf {
+    let input = site.root.join("strangers");
+    fs::create_dir(&input).expect("make a directory");
+    std::os::unix::fs::chown(&input, Some(2001), Some(2001)).expect("give away");
+    fs::set_permissions(&input, Permissions::from_mode(mode)).expect("chmod");
+    input
+}
+
+#[test]
+fn a_staging_directory_that_its_owner_has_closed_keeps_no_other_waiting() {
+    let Some(site) = site_of_nobody(0o777) else {
+        return;
+    };
+    let closed = strangers_input(&site, 0o700);
+    let both = |open: &Path| {
+        let inputs = [open, &closed].map(|it| it.to_str().expect("UTF-8").to_owned());
+        [
+            "--input".to_owned(),
+            inputs[0].clone(),
+            "--input".to_owned(),
+            inputs[1].clone(),
+        ]
+    };
+    let both = both(&site.staging);
+    let both: Vec<&str> = both.iter().map(String::as_str).collect();
+    put_as_root(&site, "a.csv", b"honest");
+    let ended = site.run_once(&both);
+    ended.event("source_closed", "strangers");
+    ended.event("file_ingested", "a.csv");
+    // Once it is open, its files come in.
+    fs::set_permissions(&closed, Permissions::from_mode(0o777)).expect("chmod");
+    fs::write(closed.join("b.csv"), "strangers").expect("write");
+    site.run_once(&both).event("file_ingested", "b.csv");
+    assert_eq!(site.manifest().len(), 2);
+}
+
+#[test]
+fn a_staging_directory_that_is_renamed_ends_nothing_as_long_as_there_is_another() {
+    let Some(site) = site_of_nobody(0o777) else {
+        return;
+    };
+    let strangers = strangers_input(&site, 0o777);
+    let inputs = [&site.staging, &strangers].map(|it| it.to_str().expect("UTF-8"));
+    let args = [
+        "--input",
+        inputs[0],
+        "--input",
+        inputs[1],
+        "--rescan-seconds",
+        "0.2",
+    ];
+    let mut watching = site.start(&args);
+    watching.wait_for_event("started", "");
+    fs::rename(&strangers, site.root.join("elsewhere")).expect("rename");
+    watching.wait_for_event("source_gone", "strangers");
+    put_as_root(&site, "a.csv", b"honest");
+    site.wait_for_line(&mut watching, "a.csv");
+    // The last one is missed.
+    fs::rename(&site.staging, site.root.join("gone too")).expect("rename");
+    let ended = watching.finish().with_code(74);
+    ended.event("error", "");
+}

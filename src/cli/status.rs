@@ -4,6 +4,7 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use crate::failure::{Exit, Failure};
+use crate::ledger::OwedKind;
 use crate::ledger::lmdb::Lmdb;
 use crate::observe::control;
 use crate::observe::metrics::{Count, Metrics, State, Status};
@@ -41,6 +42,13 @@ pub fn stopped(ledger: &Lmdb) -> Result<Status, Failure> {
     metrics.restore(snapshot.totals);
     for intent in &snapshot.intents {
         metrics.pending.add(Count::file(intent.identity.size));
+    }
+    let sources = ledger.sources()?;
+    for owed in ledger.owed()? {
+        let source = sources.iter().find(|source| source.id == owed.source);
+        if let (true, Some(source)) = (owed.kind != OwedKind::Reason, source) {
+            metrics.owes_removal(&source.input.join(&owed.path));
+        }
     }
     let counted = metrics.status(State::Stopped);
     let last: Option<Status> = ledger

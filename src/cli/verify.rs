@@ -2,13 +2,12 @@
 
 use std::fmt;
 use std::io::{self, BufWriter, Write};
-use std::path::Path;
 use std::process::ExitCode;
 
-use rustix::fs::FlockOperation;
 use serde::Serialize;
 
 use crate::failure::Failure;
+use crate::io::lock;
 use crate::ledger::lmdb::Lmdb;
 use crate::observe::control;
 use crate::pipeline::record::manifest;
@@ -39,15 +38,8 @@ pub fn run(loaded: &Loaded, deep: bool, json: bool) -> Result<ExitCode, Failure>
 
 /// Whether an instance works with this state: it answers, or holds the lock.
 fn is_running(settings: &Settings) -> bool {
-    !matches!(control::ask(&settings.control_socket()), Ok(None)) || is_locked(&settings.state_path)
-}
-
-fn is_locked(state_path: &Path) -> bool {
-    // The lock goes with the descriptor, at once.
-    crate::io::open::root_dir(state_path).is_ok_and(|dir| {
-        rustix::fs::flock(&dir, FlockOperation::NonBlockingLockShared)
-            == Err(rustix::io::Errno::WOULDBLOCK)
-    })
+    !matches!(control::ask(&settings.control_socket()), Ok(None))
+        || lock::is_locked(&settings.state_path, lock::OF_STATE)
 }
 
 /// A mismatch in JSON.
@@ -138,15 +130,14 @@ mod tests {
     #[test]
     fn a_held_lock_is_a_running_instance_and_a_look_leaves_none() {
         let dir = tempfile::tempdir().unwrap();
-        assert!(!is_locked(dir.path()));
-        let held = crate::io::open::root_dir(dir.path()).unwrap();
-        let exclusive = FlockOperation::NonBlockingLockExclusive;
-        rustix::fs::flock(&held, exclusive).unwrap();
-        assert!(is_locked(dir.path()));
+        let is_locked = || lock::is_locked(dir.path(), lock::OF_STATE);
+        assert!(!is_locked());
+        let state = crate::io::open::root_dir(dir.path()).unwrap();
+        let held = lock::lock_own(&state, lock::OF_STATE).unwrap().unwrap();
+        assert!(is_locked());
         drop(held);
-        assert!(!is_locked(dir.path()));
-        let next = crate::io::open::root_dir(dir.path()).unwrap();
-        rustix::fs::flock(&next, exclusive).unwrap();
+        assert!(!is_locked());
+        assert!(lock::lock_own(&state, lock::OF_STATE).unwrap().is_some());
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The limit on open files.
+//! Limits of the process: open files, core dumps.
 
 use std::sync::OnceLock;
 
@@ -23,4 +23,14 @@ pub fn raise_limit() -> u64 {
 /// The limit before it was raised.
 pub fn former_limit() -> Option<Rlimit> {
     FORMER.get().copied()
+}
+
+/// Has nothing dumped when the process aborts: a dump would hold what is in files and in the ledger. Its children inherit that.
+pub fn forbid_core_dumps() {
+    let maximum = rustix::process::getrlimit(Resource::Core).maximum;
+    let none = Rlimit {
+        current: Some(0),
+        maximum,
+    };
+    let _ = rustix::process::setrlimit(Resource::Core, none);
 }

@@ -74,6 +74,8 @@ pub trait Disk: Clone {
     fn sync_filesystem(&self, root: &Self::Dir) -> io::Result<()>;
     /// Drops what the cache holds of a file, so that the next read shows what the disk holds.
     fn forget_cached(&self, file: &Self::File) -> io::Result<()>;
+    /// Whether it was opened under a lease.
+    fn is_leased(&self, file: &Self::File) -> bool;
     /// Whether no writer has come near the file since its lease was granted. True for a file without a lease.
     fn unbroken(&self, file: &Self::File) -> bool;
 }
@@ -347,6 +349,10 @@ impl Disk for RealDisk {
             None,
             rustix::fs::Advice::DontNeed,
         )?)
+    }
+
+    fn is_leased(&self, file: &Handle) -> bool {
+        file.leased
     }
 
     fn unbroken(&self, file: &Handle) -> bool {

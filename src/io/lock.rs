@@ -1,42 +1,231 @@
-//! Makes two instances on the same directories impossible.
+//! Makes two instances on the same directories impossible, and lets nobody else keep one out.
+//!
+//! flock(2) needs no more than a descriptor, and a descriptor no more than the right to read. So a directory of our own is
+//! locked by a file in it that nobody else can open ([`lock_own`]). A staging directory belongs to others as well, and has no such file:
+//! its lock counts only if another instance holds it ([`lock_input`]).
 
+use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rustix::fs::FlockOperation;
+use rustix::fs::{FileType, FlockOperation, MemfdFlags, Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::trial::mutants;
 
 /// A killed process can hold its locks for some milliseconds, while its ring is torn down.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// Of two instances that begin at the same moment, the one that has the lock waits for the other to give up.
+const PATIENCE_WITH_LOCK: Duration = Duration::from_secs(3);
 const RETRY_REST: Duration = Duration::from_millis(10);
 
-/// Opens a directory and locks it, for as long as the descriptor is open. `Ok(None)`: somebody else has it.
+/// The lock of a state directory, beneath it.
+pub const OF_STATE: &str = "lock";
+/// The lock of a warehouse or of manifests, in a directory of its own beneath them.
+pub const OF_DATA: &str = ".ringest/.lock";
+/// The lock of a directory that holds log files, or files in work, beneath it.
+pub const OF_FILES: &str = ".ringest-lock";
+/// The directory of [`OF_DATA`]: no part of a warehouse.
+pub const DIR_OF_DATA: &str = ".ringest";
+
+/// Locks a directory of our own by the file `name` in it, for as long as what is returned is open. `Ok(None)`: somebody else has
+/// it. The file and a directory that it lies in are made with rights for their owner alone, who is the directory's if we are root.
+///
+/// # Errors
+/// Of opening or making the file.
+pub fn lock_own(dir: impl AsFd, name: &str) -> io::Result<Option<OwnedFd>> {
+    let file = open_own(dir.as_fd(), name)?;
+    Ok(lock(&file)?.then_some(file))
+}
+
+/// Whether a directory is locked so. False where we may not look.
+pub fn is_locked(dir: &Path, name: &str) -> bool {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    // The lock goes with the descriptor, at once.
+    rustix::fs::open(dir.join(name), flags, Mode::empty()).is_ok_and(|file| {
+        rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared) == Err(Errno::WOULDBLOCK)
+    })
+}
+
+#[allow(
+    clippy::disallowed_methods,
+    reason = "nothing depends on its being durable"
+)]
+fn open_own(dir: impl AsFd, name: &str) -> io::Result<OwnedFd> {
+    let owner = rustix::fs::fstat(&dir)?.st_uid;
+    // What root makes for another user's instance, that one must be able to use.
+    let give = |made: &OwnedFd| match rustix::process::geteuid().is_root() && owner != 0 {
+        true => rustix::fs::fchown(made, Some(rustix::fs::Uid::from_raw(owner)), None),
+        false => Ok(()),
+    };
+    if let Some((parent, name)) = name.split_once('/') {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let open = || rustix::fs::openat(&dir, parent, flags, Mode::empty());
+        let parent = match open() {
+            Err(Errno::NOENT) => {
+                match rustix::fs::mkdirat(&dir, parent, Mode::RWXU) {
+                    Ok(()) | Err(Errno::EXIST) => {}
+                    Err(error) => return Err(error.into()),
+                }
+                let made = open()?;
+                rustix::fs::fchmod(&made, Mode::RWXU)?;
+                give(&made)?;
+                made
+            }
+            opened => opened?,
+        };
+        return open_own(parent, name);
+    }
+    let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let mode = Mode::RUSR | Mode::WUSR;
+    // Made only where there is none: a full disk has no room for it.
+    let file = match rustix::fs::openat(&dir, name, flags, mode) {
+        Err(Errno::NOENT) => {
+            let made = rustix::fs::openat(&dir, name, flags | OFlags::CREATE, mode)?;
+            rustix::fs::fchmod(&made, mode)?;
+            give(&made)?;
+            made
+        }
+        opened => opened?,
+    };
+    let seen = rustix::fs::fstat(&file)?;
+    if FileType::from_raw_mode(seen.st_mode) != FileType::RegularFile {
+        return Err(io::Error::other(format!("{name} is not a regular file")));
+    }
+    Ok(file)
+}
+
+/// Opens a directory that nobody else can open, and locks it, for as long as the descriptor is open. `Ok(None)`: somebody else has it.
+///
+/// # Errors
+/// Of opening it.
 pub fn lock_dir(path: &Path) -> io::Result<Option<OwnedFd>> {
     let dir = super::open::root_dir(path)?;
     Ok(lock(&dir)?.then_some(dir))
 }
 
 /// Locks what is open, for as long as it is. False: somebody else has it.
+///
+/// # Errors
+/// Filesystems without locks.
 pub fn lock(fd: impl AsFd) -> io::Result<bool> {
     let deadline = Instant::now() + PATIENCE;
+    loop {
+        match try_lock(&fd)? {
+            true => return Ok(true),
+            false if mutants::on("locks_ignored") => return Ok(true),
+            false if Instant::now() < deadline => std::thread::sleep(RETRY_REST),
+            false => return Ok(false),
+        }
+    }
+}
+
+fn try_lock(fd: impl AsFd) -> io::Result<bool> {
     loop {
         match rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => return Ok(true),
             Err(Errno::INTR) => {}
-            Err(Errno::WOULDBLOCK) if mutants::on("locks_ignored") => return Ok(true),
-            Err(Errno::WOULDBLOCK) if Instant::now() < deadline => std::thread::sleep(RETRY_REST),
             Err(Errno::WOULDBLOCK) => return Ok(false),
             Err(error) => return Err(error.into()),
         }
     }
 }
 
+/// A staging directory that no other instance uses.
+#[derive(Debug)]
+pub struct InputLock {
+    /// The directory.
+    pub dir: OwnedFd,
+    /// What other instances of the same user find beneath `/proc`: a memory file with a name made of the directory's.
+    pub record: OwnedFd,
+    /// Whether somebody else, who is no instance, holds its lock.
+    pub locked_by_others: bool,
+}
+
+/// Opens a staging directory for this process alone, for as long as what is returned is open. `Ok(None)`: another instance uses
+/// it. Anybody who may read the directory may lock it; a lock that no instance of the same user holds keeps nobody out.
+///
+/// # Errors
+/// Of opening it.
+pub fn lock_input(path: &Path) -> io::Result<Option<InputLock>> {
+    let dir = super::open::root_dir(path)?;
+    let seen = rustix::fs::fstat(&dir)?;
+    let name = format!("ringest-input-{}-{}", seen.st_dev, seen.st_ino);
+    // Before the lock: who fails to get that has to find out why.
+    let record = rustix::fs::memfd_create(&name, MemfdFlags::CLOEXEC)?;
+    let began = Instant::now();
+    loop {
+        let locked = try_lock(&dir)? || mutants::on("locks_ignored");
+        let taken = match others_with(&name) {
+            Some(taken) => taken && !mutants::on("locks_ignored"),
+            // Without /proc nobody can tell.
+            None => !locked,
+        };
+        let patience = match locked {
+            true => PATIENCE_WITH_LOCK,
+            false => PATIENCE,
+        };
+        match (locked, taken) {
+            (true, false) => {}
+            _ if began.elapsed() < patience => {
+                std::thread::sleep(RETRY_REST);
+                continue;
+            }
+            (_, true) => return Ok(None),
+            (false, false) if mutants::on("strangers_lock_counts") => return Ok(None),
+            (false, false) => {}
+        }
+        return Ok(Some(InputLock {
+            dir,
+            record,
+            locked_by_others: !locked,
+        }));
+    }
+}
+
+/// Whether another process of this program and user has a memory file of that name. Whatever strangers run, setuid programs included, is
+/// of another user or another program. `None`: `/proc` cannot be looked at.
+fn others_with(name: &str) -> Option<bool> {
+    let own_uid = rustix::process::geteuid().as_raw();
+    let own_pid = std::process::id().to_string();
+    let own_program = program_of(Path::new("/proc/self"))?;
+    let link = format!("/memfd:{name} (deleted)");
+    let has_record = |process: &Path| {
+        let Ok(descriptors) = std::fs::read_dir(process.join("fd")) else {
+            return false;
+        };
+        let mut descriptors = descriptors.flatten();
+        descriptors.any(|it| std::fs::read_link(it.path()).is_ok_and(|it| it == Path::new(&link)))
+    };
+    let processes = std::fs::read_dir("/proc").ok()?.flatten();
+    let others = processes.filter(|entry| {
+        let name = entry.file_name();
+        name.as_bytes().first().is_some_and(u8::is_ascii_digit) && *name != *own_pid
+    });
+    let mut ours = others.filter(|entry| {
+        let process = entry.path();
+        std::fs::metadata(&process).is_ok_and(|it| it.uid() == own_uid)
+            && program_of(&process).is_some_and(|program| program == own_program)
+    });
+    Some(ours.any(|entry| has_record(&entry.path())))
+}
+
+/// The file name of the program that a process runs, whether or not it has been replaced since.
+fn program_of(process: &Path) -> Option<PathBuf> {
+    let program = std::fs::read_link(process.join("exe")).ok()?;
+    let name = program.file_name()?.as_bytes();
+    let name = name.strip_suffix(b" (deleted)").unwrap_or(name);
+    Some(OsStr::from_bytes(name).into())
+}
+
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     #[test]
@@ -47,5 +236,41 @@ mod tests {
         assert!(lock_dir(dir.path()).unwrap().is_none());
         drop(first);
         assert!(lock_dir(dir.path()).unwrap().is_some());
+    }
+
+    #[test]
+    fn a_directory_of_our_own_is_locked_by_a_file_that_nobody_else_can_open() {
+        for name in [OF_STATE, OF_DATA, OF_FILES] {
+            let root = tempfile::tempdir().unwrap();
+            let dir = super::super::open::root_dir(root.path()).unwrap();
+            let first = lock_own(&dir, name).unwrap();
+            assert!(first.is_some());
+            let path = root.path().join(name);
+            let mode = |path: &Path| path.metadata().unwrap().permissions().mode() & 0o777;
+            assert_eq!(mode(&path), 0o600, "{name}");
+            if name == OF_DATA {
+                assert_eq!(mode(path.parent().unwrap()), 0o700);
+            }
+            assert!(is_locked(root.path(), name));
+            // A lock on the directory itself is anybody's, and keeps nobody out.
+            let strangers = lock_dir(root.path()).unwrap();
+            assert!(strangers.is_some());
+            assert!(lock_own(&dir, name).unwrap().is_none());
+            drop(first);
+            assert!(!is_locked(root.path(), name));
+            assert!(lock_own(&dir, name).unwrap().is_some());
+        }
+    }
+
+    #[test]
+    fn a_lock_that_no_instance_holds_keeps_nobody_out_of_a_staging_directory() {
+        let dir = tempfile::tempdir().unwrap();
+        let lock = lock_input(dir.path()).unwrap().expect("free");
+        assert!(!lock.locked_by_others);
+        drop(lock);
+        let strangers = super::super::open::root_dir(dir.path()).unwrap();
+        rustix::fs::flock(&strangers, FlockOperation::NonBlockingLockExclusive).unwrap();
+        let lock = lock_input(dir.path()).unwrap().expect("no instance has it");
+        assert!(lock.locked_by_others);
     }
 }

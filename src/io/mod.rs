@@ -26,4 +26,4 @@ pub mod strays;
 pub use clock::Clock;
 pub use disk::{Disk, RealDisk};
 pub use reserve::Reserve;
-pub use stat::{FileStat, Identity, Timestamp};
+pub use stat::{FileStat, Identity, TICK, Timestamp};

@@ -8,9 +8,9 @@ use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use io_uring::IoUring;
+use ring::rand::{SecureRandom, SystemRandom};
 use rustix::fs::{
     Access, AtFlags, CWD, Dir, FileType, Mode, OFlags, RenameFlags, ResolveFlags, StatFs,
 };
@@ -36,7 +36,41 @@ pub struct FsKind {
     pub fuse: bool,
 }
 
+/// What the ctimes of files on a filesystem tell, to whoever compares them later.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Ctimes {
+    /// A change after a look always makes another ctime (multigrain timestamps).
+    Exact,
+    /// A change within the same kernel tick may not.
+    Coarse,
+    /// Not every change does: a store through a mapping may leave them as they are.
+    #[default]
+    Silent,
+}
+
 impl FsKind {
+    /// What ctimes tell here. ext4, xfs and btrfs change them when a page that was written back is stored to again; tmpfs does not,
+    /// and nobody knows about the others. Multigrain timestamps came with Linux 6.13, for those three.
+    pub fn ctimes(&self) -> Ctimes {
+        const TELLING: [u64; 3] = [0xef53, 0x5846_5342, BTRFS];
+        if !TELLING.contains(&self.magic) {
+            return Ctimes::Silent;
+        }
+        let release = rustix::system::uname();
+        let release = release.release().to_string_lossy();
+        let mut numbers = release.split('.').map(|part| {
+            let digits = part
+                .find(|it: char| !it.is_ascii_digit())
+                .unwrap_or(part.len());
+            part[..digits].parse::<u32>().unwrap_or(0)
+        });
+        let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+        match version >= (6, 13) {
+            true => Ctimes::Exact,
+            false => Ctimes::Coarse,
+        }
+    }
+
     /// Whether a syncfs that says OK has synced everything.
     pub fn trusts_syncfs(&self) -> bool {
         !self.overlay && !self.fuse
@@ -122,24 +156,28 @@ pub fn filesystem(path: &Path) -> io::Result<FsKind> {
 /// # Errors
 /// A directory that is missing or cannot be written.
 pub fn rename_works(input: &Path, warehouse: &Path) -> io::Result<bool> {
-    let here = match ProbeFile::new(input) {
-        Ok((here, _)) => here,
-        // Nobody can try on a full disk. A rename that does not work after all sends each file back to be copied.
-        Err(error) if crate::pipeline::is_no_room(&error) => {
-            let device = |path| rustix::fs::stat(path).map(|seen| seen.st_dev);
-            return Ok(device(input)? == device(warehouse)?);
+    for _ in 0..RENAME_TRIES {
+        let here = match ProbeFile::new(input) {
+            Ok((here, _)) => here,
+            // Nobody can try on a full disk.
+            Err(error) if crate::pipeline::is_no_room(&error) => break,
+            Err(error) => return Err(error),
+        };
+        let there = ProbeFile::of(warehouse)?;
+        match rustix::fs::renameat_with(CWD, &here.0, CWD, &there.0, RenameFlags::NOREPLACE) {
+            Ok(()) => return Ok(true),
+            // Some filesystems rename, but not without replacing.
+            Err(Errno::XDEV | Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => return Ok(false),
+            // One filesystem, or it would have said so first.
+            Err(Errno::NOSPC | Errno::DQUOT) => return Ok(true),
+            // Somebody who may write there took it away.
+            Err(Errno::NOENT) if input.is_dir() && warehouse.is_dir() => {}
+            Err(error) => return Err(error.into()),
         }
-        Err(error) => return Err(error),
-    };
-    let there = ProbeFile::of(warehouse);
-    match rustix::fs::renameat_with(CWD, &here.0, CWD, &there.0, RenameFlags::NOREPLACE) {
-        Ok(()) => Ok(true),
-        // Some filesystems rename, but not without replacing.
-        Err(Errno::XDEV | Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => Ok(false),
-        // One filesystem, or it would have said so first.
-        Err(Errno::NOSPC | Errno::DQUOT) => Ok(true),
-        Err(error) => Err(error.into()),
     }
+    // A rename that does not work after all sends each file back to be copied.
+    let device = |path| rustix::fs::stat(path).map(|seen| seen.st_dev);
+    Ok(device(input)? == device(warehouse)?)
 }
 
 /// Whether readers can have a ring.
@@ -259,9 +297,10 @@ pub fn sweep(directory: impl AsFd) {
     }
 }
 
-/// Whether a name is that of a probe whose process is gone, or was another one with our own id.
+/// Whether a name is that of a probe whose process is gone, or was another one with our own id. Of probes without a tag, too, as
+/// they were once called.
 fn is_left_over(name: &CStr) -> bool {
-    let Some((pid, count)) = name
+    let Some((pid, tag)) = name
         .to_str()
         .ok()
         .and_then(|name| name.strip_prefix(PREFIX))
@@ -269,7 +308,8 @@ fn is_left_over(name: &CStr) -> bool {
     else {
         return false;
     };
-    let (Ok(pid), Ok(_)) = (pid.parse::<i32>(), count.parse::<u64>()) else {
+    let is_tag = u64::from_str_radix(tag, 16).is_ok();
+    let (Ok(pid), true) = (pid.parse::<i32>(), is_tag) else {
         return false;
     };
     // Not by way of /proc, which may hide the processes of others: a `check` of theirs is not to be disturbed.
@@ -285,24 +325,29 @@ fn is_empty_file(directory: impl AsFd, name: &CStr) -> bool {
     })
 }
 
-/// What the names of probes begin with; the process id and a number follow.
+/// What the names of probes begin with; the process id follows, and a tag of 16 random hex digits: whoever may write to the directory
+/// cannot foresee it.
 const PREFIX: &str = ".ringest-probe-";
+/// How often a rename is tried whose file somebody takes away.
+const RENAME_TRIES: usize = 8;
 
 /// A hidden file, gone at the end of its scope.
 struct ProbeFile(PathBuf);
 
 impl ProbeFile {
     /// The name only.
-    fn of(directory: &Path) -> Self {
-        static COUNT: AtomicU64 = AtomicU64::new(0);
-        let count = COUNT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("{PREFIX}{}-{count}", process::id());
-        Self(directory.join(OsString::from(name)))
+    fn of(directory: &Path) -> io::Result<Self> {
+        let mut tag = [0; 8];
+        let no_random = |_| io::Error::other("the kernel gives no random bytes");
+        SystemRandom::new().fill(&mut tag).map_err(no_random)?;
+        let tag = data_encoding::HEXLOWER.encode(&tag);
+        let name = format!("{PREFIX}{}-{tag}", process::id());
+        Ok(Self(directory.join(OsString::from(name))))
     }
 
     /// Makes the file, which must not exist, and opens it for reading.
     fn new(directory: &Path) -> io::Result<(Self, File)> {
-        let probe = Self::of(directory);
+        let probe = Self::of(directory)?;
         let flags =
             OFlags::RDONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         match rustix::fs::open(&probe.0, flags, Mode::RUSR | Mode::WUSR) {
@@ -371,6 +416,7 @@ mod tests {
         let left = [
             format!(".ringest-probe-{dead}-0"),
             format!(".ringest-probe-{own}-7000"),
+            format!(".ringest-probe-{dead}-0123456789abcdef"),
         ];
         let stay = [
             ".ringest-probe-1-0".to_string(),

@@ -3,8 +3,12 @@
 use std::ffi::OsStr;
 use std::io;
 use std::os::fd::AsFd;
+use std::time::Duration;
 
 use rustix::fs::{AtFlags, FileType, Statx, StatxFlags};
+
+/// File times have the granularity of a kernel tick: a change within this time after another may carry the same time stamp.
+pub const TICK: Duration = Duration::from_millis(20);
 
 /// A point in time as files carry it. Wider than 64-bit nanoseconds, since ext4 and xfs know years beyond 2262.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]

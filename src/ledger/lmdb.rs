@@ -23,6 +23,7 @@ use heed::{Database, Env, EnvFlags, EnvOpenOptions, MdbError, PutFlags, RoTxn, R
 
 use crate::failure::{Exit, Failure};
 use crate::observe::metrics::Totals;
+use crate::pipeline::record::hidden::HiddenNames;
 use crate::settings::Durability;
 use crate::trial::{mutants, points};
 
@@ -31,7 +32,7 @@ use room::Room;
 use super::schema::{Value, lines_key, owed_key};
 use super::{
     Arrival, Commit, ContentKey, Kept, Ledger, ManifestEnd, Opening, Owed, OwedKind, PendingLines,
-    Record, RecordState, SourceEntry, SourceId,
+    Record, RecordState, Secret, SourceEntry, SourceId,
 };
 
 /// Version of the tables as a whole.
@@ -103,6 +104,9 @@ mod meta {
     pub const SYNCED: &[u8] = b"manifest_synced";
     pub const TOTALS: &[u8] = b"totals";
     pub const NUMBERS: &[u8] = b"numbers";
+    pub const SECRET: &[u8] = b"secret";
+    pub const SECRET_SINCE: &[u8] = b"secret_since";
+    pub const OWED_TOLD: &[u8] = b"owed_told";
 }
 
 /// How far manifests go.
@@ -521,6 +525,46 @@ impl Lmdb {
         })
     }
 
+    /// This ledger's secret; `None` in one that no session has opened since there are secrets.
+    pub fn secret(&self) -> Result<Option<Secret>, Failure> {
+        let Some(hex) = self.meta::<String>(meta::SECRET)? else {
+            return Ok(None);
+        };
+        let bytes = data_encoding::HEXLOWER.decode(hex.as_bytes()).ok();
+        let bytes = bytes.and_then(|bytes| bytes.try_into().ok());
+        let cause = || broken(&self.dir, "its secret is not one".into());
+        Ok(Some(Secret {
+            bytes: bytes.ok_or_else(cause)?,
+            since: self.meta(meta::SECRET_SINCE)?.unwrap_or(u64::MAX),
+        }))
+    }
+
+    /// What this ledger's files in staging are called on their way out and back.
+    pub fn hidden_names(&self) -> Result<HiddenNames, Failure> {
+        let uuid = self.uuid()?.unwrap_or_default();
+        Ok(HiddenNames::new(&uuid, self.secret()?.as_ref()))
+    }
+
+    /// Its secret, drawn if there is none.
+    pub fn secret_or_new(&mut self) -> Result<Secret, Failure> {
+        use ring::rand::{SecureRandom, SystemRandom};
+        if let Some(secret) = self.secret()? {
+            return Ok(secret);
+        }
+        let mut bytes = [0; 32];
+        SystemRandom::new().fill(&mut bytes).map_err(|_| {
+            let error = io::Error::other("the kernel gives no random bytes");
+            Failure::io("draw a secret for the ledger in", &self.dir, &error)
+        })?;
+        let since = self.next_seq()?;
+        let hex = data_encoding::HEXLOWER.encode(&bytes);
+        self.write("note a secret in the ledger in", |txn, tables| {
+            tables.meta.put(txn, meta::SECRET, &hex.encode())?;
+            tables.meta.put(txn, meta::SECRET_SINCE, &since.encode())
+        })?;
+        Ok(Secret { bytes, since })
+    }
+
     /// All staging directories ever used.
     pub fn sources(&self) -> Result<Vec<SourceEntry>, Failure> {
         self.all(|tables| tables.sources, "sources")
@@ -672,6 +716,8 @@ impl Ledger for Lmdb {
     fn open_session(&mut self) -> Result<Opening, Failure> {
         let ends = self.manifest_ends()?;
         Ok(Opening {
+            secret: self.secret_or_new()?,
+            owed_told: self.meta(meta::OWED_TOLD)?.unwrap_or(0),
             uuid: self.uuid()?.unwrap_or_default(),
             next_seq: self.next_seq()?,
             recorded_to: self.recorded_to()?,
@@ -858,6 +904,9 @@ impl Ledger for Lmdb {
                 tables
                     .meta
                     .put(txn, meta::CLEAN, &u64::from(clean).encode())?;
+            }
+            if let Some(told) = commit.owed_told {
+                tables.meta.put(txn, meta::OWED_TOLD, &told.encode())?;
             }
             if let Some(time) = time {
                 tables.meta.put(txn, meta::LAST_TIME, &time.encode())?;

@@ -37,6 +37,25 @@ pub struct Opening {
     pub pending_lines: Vec<PendingLines>,
     /// Every staging directory ever used.
     pub sources: Vec<SourceEntry>,
+    /// What nobody else knows.
+    pub secret: Secret,
+    /// Owed removals up to this number were told of before, and wait without another word.
+    pub owed_told: u64,
+}
+
+/// What makes hidden names in staging unforeseeable. It is drawn once for each ledger.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+pub struct Secret {
+    /// Random.
+    pub bytes: [u8; 32],
+    /// The first sequence number whose hidden names have always been made with it: the ledger may be older.
+    pub since: u64,
+}
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Secret(since {})", self.since)
+    }
 }
 
 /// One atomic change: commit B of a batch and the housekeeping that rides with it.
@@ -64,6 +83,8 @@ pub struct Commit {
     pub numbers: Option<String>,
     /// Set when the session begins (false) or ends by itself (true).
     pub clean: Option<bool>,
+    /// Owed removals up to this number were told of.
+    pub owed_told: Option<u64>,
 }
 
 /// What the recorder asks of a ledger. Every error is final: the program stops and recovers at its next start.

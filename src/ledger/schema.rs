@@ -31,11 +31,13 @@ use crate::io::{Identity, Timestamp};
 use crate::observe::mask::mask;
 
 /// Version of every value written by this program.
-pub const VALUE_VERSION: u8 = 3;
+pub const VALUE_VERSION: u8 = 4;
 /// From this version on, an [`Identity`] says when its inode was made. Older values are read without.
 const SINCE_BORN: u8 = 2;
 /// From this version on, an [`Arrival`] has [`Counts`], a directory for what is undone, and a [`Position`].
 const SINCE_COUNTS: u8 = 3;
+/// From this version on, an [`Arrival`] has the ctime of its placed file.
+const SINCE_PLACED_CTIME: u8 = 4;
 
 /// A SHA-256.
 pub type Digest = [u8; 32];
@@ -155,6 +157,9 @@ pub struct Arrival {
     pub placed: PathBuf,
     /// The inode that carries that name: its own, or that of the copy.
     pub placed_inode: u64,
+    /// The ctime of that inode when it was found to hold what was hashed, if it tells any later change; zero where nobody can
+    /// know, and in an intent. As long as a file has it, its bytes need not be read to know them.
+    pub placed_ctime: Timestamp,
     /// When it was taken, in microseconds since the epoch.
     pub time_micros: i64,
     /// What was counted in it.
@@ -432,9 +437,12 @@ impl Writer {
         self.u64(identity.inode);
         self.u64(identity.size);
         for time in [identity.mtime, identity.ctime, identity.born] {
-            self.i64(time.seconds);
-            self.u32(time.nanos);
+            self.timestamp(time);
         }
+    }
+    fn timestamp(&mut self, time: Timestamp) {
+        self.i64(time.seconds);
+        self.u32(time.nanos);
     }
 }
 
@@ -595,6 +603,7 @@ impl Value for Arrival {
         to.some([self.counts.records, self.counts.columns]);
         let aside = self.aside.as_ref();
         to.optional(aside.map(|aside| aside.as_os_str().as_bytes()));
+        to.timestamp(self.placed_ctime);
     }
 
     fn take(from: &mut Reader<'_>) -> Result<Arrival, DecodeError> {
@@ -657,6 +666,10 @@ impl Value for Arrival {
             aside: match from.version {
                 SINCE_COUNTS.. => from.optional()?.map(path_of),
                 _ => None,
+            },
+            placed_ctime: match from.version {
+                SINCE_PLACED_CTIME.. => from.timestamp()?,
+                _ => Timestamp::default(),
             },
         })
     }
@@ -883,6 +896,10 @@ pub(crate) mod tests {
                 columns: None,
             },
             aside: Some("returns".into()),
+            placed_ctime: Timestamp {
+                seconds: 17,
+                nanos: 18,
+            },
         }
     }
 
@@ -954,6 +971,7 @@ pub(crate) mod tests {
         for (version, golden) in [
             (1, include_str!("golden_v1.txt")),
             (2, include_str!("golden_v2.txt")),
+            (3, include_str!("golden_v3.txt")),
         ] {
             let bytes_of = |name: &str| {
                 let line = golden
@@ -964,12 +982,15 @@ pub(crate) mod tests {
                     .unwrap()
             };
             let mut expected = arrival();
-            (expected.counts, expected.aside) = (Counts::default(), None);
-            expected.outcome = Outcome::Quarantine {
-                rule: "r".into(),
-                message: "m".into(),
-                position: Position::default(),
-            };
+            expected.placed_ctime = Timestamp::default();
+            if version < SINCE_COUNTS {
+                (expected.counts, expected.aside) = (Counts::default(), None);
+                expected.outcome = Outcome::Quarantine {
+                    rule: "r".into(),
+                    message: "m".into(),
+                    position: Position::default(),
+                };
+            }
             if version < SINCE_BORN {
                 expected.identity.born = Timestamp::default();
                 expected.sidecar = Some(("a/b.csv.ok".into(), expected.identity));

@@ -331,6 +331,29 @@ pub fn stopped(reason: &str, files: u64, bytes: u64) {
     );
 }
 
+/// A staging directory cannot be entered, and others can.
+pub fn source_closed(source: &str, path: &Path) {
+    let path = &*path.to_string_lossy();
+    let cause = "permission denied: files can be neither read nor removed there";
+    let remedy = "its files wait; give the service the rights to read, write and enter it, then start ringest again";
+    error!(event = "source_closed", source, path, cause, remedy);
+}
+
+/// A staging directory is not the one that is watched any more, and others are.
+pub fn source_gone(path: &Path, cause: &str, remedy: &str) {
+    if enabled!(Level::ERROR) && first_this_hour("source_gone", path) {
+        let path = &*path.to_string_lossy();
+        error!(event = "source_gone", path, cause, remedy);
+    }
+}
+
+/// Somebody who is no instance holds a lock on a staging directory.
+pub fn foreign_lock_ignored(path: &Path) {
+    let path = &*path.to_string_lossy();
+    let reason = "a process of another user or program holds a lock on it; no instance does, so it keeps nobody out";
+    warn!(event = "foreign_lock_ignored", path, reason);
+}
+
 /// Another instance holds the lock at `path`.
 pub fn another_instance(path: &Path) {
     info!(event = "another_instance", path = &*path.to_string_lossy());

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::ops::AddAssign;
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -131,6 +132,8 @@ pub struct Metrics {
     /// Bytes that readers have read in this run: of files, or of the copies that the kernel made of them, and of sidecars. What is
     /// read again counts again.
     pub bytes_read: AtomicU64,
+    /// Names in staging that could not be removed.
+    owed: Mutex<OwedRemovals>,
     /// Operations that failed.
     pub errors: AtomicU64,
     /// Readers that work, and files that each may have open.
@@ -195,6 +198,29 @@ pub struct Latency {
     pub count: u64,
 }
 
+/// Names in staging that are done with and could not be removed yet: their uploader keeps us out of its directory, say. The next start
+/// tries again.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OwedRemovals {
+    /// How many.
+    pub files: u64,
+    /// The first [`OWED_PATHS_MAX`] of them.
+    pub paths: Vec<String>,
+}
+
+/// Most paths that `status` shows of names that could not be removed.
+pub const OWED_PATHS_MAX: usize = 10;
+
+impl OwedRemovals {
+    /// Adds one.
+    pub fn add(&mut self, path: &Path) {
+        self.files += 1;
+        if self.paths.len() < OWED_PATHS_MAX {
+            self.paths.push(mask(&path.to_string_lossy()).into_owned());
+        }
+    }
+}
+
 /// The answer to `ringest status --json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Status {
@@ -219,6 +245,9 @@ pub struct Status {
     /// Bytes that readers have read in this run; those of files that were read again count again.
     #[serde(default)]
     pub bytes_read: u64,
+    /// Names in staging that could not be removed yet.
+    #[serde(default)]
+    pub owed: OwedRemovals,
     /// Latencies of this run.
     pub latency_ms: BTreeMap<Stage, Latency>,
     /// Failed operations in this run.
@@ -313,6 +342,7 @@ impl Metrics {
             pending: Tally::default(),
             queue_depth: AtomicU64::new(0),
             bytes_read: AtomicU64::new(0),
+            owed: Mutex::default(),
             errors: AtomicU64::new(0),
             readers: AtomicU64::new(0),
             files_in_flight: AtomicU64::new(0),
@@ -395,6 +425,11 @@ impl Metrics {
         (self.files_in_flight).store(files_in_flight as u64, Ordering::Relaxed);
     }
 
+    /// A name in staging could not be removed.
+    pub fn owes_removal(&self, path: &Path) {
+        lock(&self.owed).add(path);
+    }
+
     /// Why intake is paused, if it is.
     pub fn pause_reason(&self) -> Option<String> {
         lock(&self.pause_reason).clone()
@@ -425,6 +460,7 @@ impl Metrics {
             readers: while_alive(&self.readers),
             files_in_flight: while_alive(&self.files_in_flight),
             bytes_read: self.bytes_read.load(Ordering::Relaxed),
+            owed: lock(&self.owed).clone(),
             latency_ms: self.latencies(),
             errors: self.errors.load(Ordering::Relaxed),
             log_dropped: log::dropped(),
@@ -594,6 +630,13 @@ impl Status {
             )?;
         }
         writeln!(out, "bytes read      {}", grouped(self.bytes_read))?;
+        if self.owed.files > 0 {
+            let files = grouped(self.owed.files);
+            writeln!(out, "not removed     {files} names in staging, such as")?;
+            for path in &self.owed.paths {
+                writeln!(out, "                {}", path.escape_debug())?;
+            }
+        }
         writeln!(out, "errors          {}", grouped(self.errors))?;
         writeln!(out, "log dropped     {}", grouped(self.log_dropped))?;
 

@@ -56,7 +56,14 @@ impl ClaimDir {
         let from = self.disk.open_dir(&self.input, parent(path))?;
         let to = ensure_dir(&self.disk, &self.dir, parent(path))?;
         let name = name_of(path);
-        self.disk.rename(&from, name, &to, name)?;
+        match self.disk.rename(&from, name, &to, name) {
+            // A directory of that name that nothing is in any more; others may have files there.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                remove_empty_dir(&to, name)?;
+                self.disk.rename(&from, name, &to, name)?;
+            }
+            renamed => renamed?,
+        }
         points::reached("claimed");
         Ok(Claim {
             place: Arc::clone(self),
@@ -165,6 +172,18 @@ impl Claim {
             }
         }
     }
+}
+
+#[allow(
+    clippy::disallowed_methods,
+    reason = "an empty directory holds nothing of anybody's"
+)]
+fn remove_empty_dir(parent: &DirHandle, name: &OsStr) -> io::Result<()> {
+    Ok(rustix::fs::unlinkat(
+        parent,
+        name,
+        rustix::fs::AtFlags::REMOVEDIR,
+    )?)
 }
 
 /// Names on their way out are hidden.

@@ -29,7 +29,7 @@ use crate::io::open::{self, SyncFailed};
 use crate::io::{Disk, FileStat};
 use crate::ledger::{Arrival, RecordState};
 use crate::pipeline::read::copy::CopyTarget;
-use crate::pipeline::record::{CHANGED_RULE, dirs, is_absent, layout};
+use crate::pipeline::record::{CHANGED_RULE, dirs, is_absent, is_stored_copy, layout};
 use crate::rebuild::digest_of;
 use crate::settings::Layout;
 use crate::trial::{mutants, points};
@@ -95,7 +95,7 @@ impl Changes<'_> {
             return Ok(Returned::ReasonOnly);
         }
         let own = self.in_staging(&held, &staging, name_of(&arrival.path));
-        let hidden = super::returning_name(&self.quarantine.uuid, seq);
+        let (hidden, _) = self.quarantine.hidden(arrival)?;
         let hidden = self.in_staging(&held, &staging, &hidden);
         let lies_in = self.quarantine_dir(arrival)?;
         let placed = Name {
@@ -171,9 +171,8 @@ impl Changes<'_> {
             // What an interrupted retry left may lie there; without its reason nobody would look for it.
             self.staging(&held)?;
         }
-        if self.quarantine.hidden(arrival)?.is_some() {
+        if let (name, Some(_)) = self.quarantine.hidden(arrival)? {
             let staging = self.staging(&held)?;
-            let name = super::returning_name(&self.quarantine.uuid, seq);
             let hidden = self.in_staging(&held, &staging, &name);
             self.unlink(&hidden)?;
             self.sync_dir(&hidden)?;
@@ -344,14 +343,14 @@ impl Changes<'_> {
         at: &Name<'_>,
         seen: &FileStat,
     ) -> Result<(), Failure> {
-        let recorded = &arrival.identity;
-        let inode = seen.identity.inode == arrival.placed_inode;
-        let unchanged =
-            seen.identity.size == recorded.size && seen.identity.mtime == recorded.mtime;
-        // The record of one that changed after it was placed has the digest of what it was.
+        // The record of one that changed after it was placed has the digest of what it was. Of any other, size and mtime say
+        // nothing: its owner may set them.
         let changed = matches!(&arrival.outcome,
             crate::ledger::Outcome::Quarantine { rule, .. } if rule == CHANGED_RULE);
-        if inode && (unchanged || changed) {
+        if changed && seen.identity.inode == arrival.placed_inode {
+            return Ok(());
+        }
+        if is_stored_copy(seen, arrival) == Some(true) {
             return Ok(());
         }
         let digest = digest_of(&self.quarantine.disk, at.dir, at.name)

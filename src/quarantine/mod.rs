@@ -35,6 +35,7 @@ use crate::io::disk::DirHandle;
 use crate::io::{Disk, FileStat, RealDisk, lock, open};
 use crate::ledger::lmdb::Lmdb;
 use crate::ledger::{Arrival, Outcome, OwedKind, Placement, RecordState, SourceEntry, SourceId};
+use crate::pipeline::record::hidden::{Hidden, HiddenNames};
 use crate::pipeline::record::owed::REASON_BYTES_MAX;
 use crate::pipeline::record::{is_absent, layout};
 use crate::settings::{Durability, Settings};
@@ -96,7 +97,7 @@ pub struct Filter {
 pub struct Quarantine {
     ledger: Lmdb,
     disk: RealDisk,
-    uuid: String,
+    names: HiddenNames,
     warehouse: PathBuf,
     root: DirHandle,
     sources: HashMap<SourceId, SourceEntry>,
@@ -137,16 +138,6 @@ pub fn reason_beside(root: impl AsFd, placed: &Path) -> io::Result<ReasonBeside>
     })
 }
 
-/// The name that a file has in its staging directory until it has left quarantine for good. Intake leaves it alone.
-pub fn returning_name(uuid: &str, seq: u64) -> OsString {
-    format!("{}{seq}", returning_prefix(uuid)).into()
-}
-
-/// How such names begin. Not as those of files on their way out, which the recorder removes.
-pub fn returning_prefix(uuid: &str) -> String {
-    format!(".ringest-retry-{uuid}-")
-}
-
 /// Keeps two from giving back or dropping at once. Nobody else locks that directory.
 fn lock_against_others(ledger_dir: &Path) -> Result<OwnedFd, Failure> {
     match lock::lock_dir(ledger_dir) {
@@ -183,7 +174,7 @@ impl Quarantine {
         let root = open::root_dir(&warehouse)
             .map_err(|error| Failure::io("open the warehouse", &warehouse, &error))?;
         Ok(Quarantine {
-            uuid: ledger.uuid()?.unwrap_or_default(),
+            names: ledger.hidden_names()?,
             sources: sources.map(|entry| (entry.id, entry)).collect(),
             ledger,
             disk: RealDisk {
@@ -364,9 +355,10 @@ impl Quarantine {
             (_, ReasonBeside::Of(other)) if other != arrival.seq => return Ok(None),
             (false, ReasonBeside::Absent) => return Ok(None),
             (true, _) => State::Quarantined,
-            (false, _) => match self.hidden(&arrival)?.is_some() {
-                true => State::GivingBack,
-                false => State::Missing,
+            // Where its uploader lets nobody look, it is not there for us.
+            (false, _) => match self.hidden(&arrival) {
+                Ok((_, Some(_))) => State::GivingBack,
+                _ => State::Missing,
             },
         };
         Ok(Some(Held {
@@ -378,20 +370,26 @@ impl Quarantine {
         }))
     }
 
-    /// The file in staging whose return was interrupted.
-    fn hidden(&self, arrival: &Arrival) -> Result<Option<FileStat>, Failure> {
+    /// The name that a file has in its staging directory until it has left quarantine for good, which intake leaves alone, and
+    /// the file that an interrupted return has left there.
+    fn hidden(&self, arrival: &Arrival) -> Result<(OsString, Option<FileStat>), Failure> {
         let input = self.source_of(arrival).input;
-        let name = returning_name(&self.uuid, arrival.seq);
-        let path = arrival.path.with_file_name(name);
-        let failed = |error| Failure::io("look at", &input.join(&path), &error);
+        let free = (self.names.name(Hidden::Returning, arrival.seq), None);
+        let failed = |error| Failure::io("look into", &input.join(&arrival.path), &error);
         let root = match open::root_dir(&input) {
             Ok(root) => Arc::new(root),
             // A staging directory of an earlier day may be gone.
-            Err(error) if is_absent(&error) => return Ok(None),
+            Err(error) if is_absent(&error) => return Ok(free),
             Err(error) => return Err(failed(error)),
         };
-        let seen = self.stat(&root, &path).map_err(failed)?;
-        Ok(seen.filter(|seen| seen.kind.is_file()))
+        for name in self.names.names(Hidden::Returning, arrival.seq) {
+            let path = arrival.path.with_file_name(&name);
+            let seen = self.stat(&root, &path).map_err(failed)?;
+            if let Some(seen) = seen.filter(|seen| seen.kind.is_file()) {
+                return Ok((name, Some(seen)));
+            }
+        }
+        Ok(free)
     }
 
     fn stat(&self, root: &DirHandle, path: &Path) -> io::Result<Option<FileStat>> {

@@ -30,6 +30,7 @@ impl Rebuild<'_> {
             &root,
             &shown,
             |path| tree.leads_aside(path),
+            Err,
             |path, dir, names| {
                 if tree.aside_depth(path).is_none() {
                     return Ok(());
@@ -140,6 +141,7 @@ impl Rebuild<'_> {
             time_micros,
             counts: Counts::default(),
             aside: None,
+            placed_ctime: Default::default(),
         };
         let source_left = match changed || seen.is_none() {
             true => None,
@@ -203,7 +205,13 @@ impl Rebuild<'_> {
         let stated = Path::new(&reason.path);
         let parent = placed.parent().unwrap_or(Path::new(""));
         let depth = self.tree.aside_depth(parent).unwrap_or(0);
-        let dirs: PathBuf = parent.iter().skip(depth).collect();
+        let mut dirs: PathBuf = parent.iter().skip(depth).collect();
+        let came = stated.parent().unwrap_or(Path::new(""));
+        let skip = came.iter().count().saturating_sub(dirs.iter().count());
+        let came: PathBuf = came.iter().skip(skip).collect();
+        if layout::is_dir_of(&dirs, &came) {
+            dirs = came;
+        }
         let mut names = vec![super::name_of(placed).to_os_string()];
         names.extend(unnumbered(super::name_of(placed), reason.seq));
         names.extend(stated.file_name().map(OsStr::to_os_string));

@@ -60,6 +60,7 @@ impl Rebuild<'_> {
             &self.manifests,
             root,
             is_number,
+            Err,
             |path, dir, names| {
                 let path = path.join(layout::MANIFEST);
                 let Some(hour) = layout::hour_of(&path) else {
@@ -196,6 +197,7 @@ impl Rebuild<'_> {
             time_micros: stated.time_micros,
             counts: stated.counts,
             aside: None,
+            placed_ctime: Default::default(),
         };
         let source_left = match placement {
             Placement::Copy => self.source_of_copy(&arrival)?,
@@ -308,11 +310,19 @@ impl Parts {
         let name = stated.path.file_name()?;
         let depth = is_placed(&placed)?;
         let dirs: PathBuf = placed.parent()?.iter().skip(depth).collect();
-        let path = match dirs.to_str().and_then(|dirs| dirs.strip_prefix("__")) {
-            // It made way for ringest's own directories.
-            Some(rest) if depth == 0 => Path::new(&format!("_{rest}")).join(name),
-            _ => dirs.join(name),
+        // It may have made way for ringest's own directories, or for files.
+        let cleared = (depth == 0).then(|| layout::not_cleared(&dirs)).flatten();
+        let dirs = cleared.unwrap_or(dirs);
+        let came: PathBuf = {
+            let parent = stated.path.parent()?;
+            let skip = parent.iter().count().checked_sub(dirs.iter().count())?;
+            parent.iter().skip(skip).collect()
         };
+        let dirs = match layout::is_dir_of(&dirs, &came) {
+            true => came,
+            false => dirs,
+        };
+        let path = dirs.join(name);
         let mut sources = settings.sources.iter();
         let source = sources.find(|source| source.name == stated.source);
         let fits = tree::may_be_called(source, &path, stated.time_micros)

@@ -37,6 +37,7 @@ mod walk;
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -80,6 +81,8 @@ pub enum Kind {
     Removed,
     /// A file on its way out of staging whose content is nowhere else gets a name again.
     GivenBack,
+    /// A file on its way out of staging that cannot be removed or renamed stays.
+    Left,
 }
 
 /// A word about one file.
@@ -132,6 +135,8 @@ pub fn rebuild(
     // Durable at the end, all at once.
     let mut ledger = Lmdb::open(&making, Durability::None)?;
     ledger.found(&uuid)?;
+    // Before any number is given out: all hidden names are made with it.
+    ledger.secret_or_new()?;
     let mut rebuild = Rebuild::new(settings, &roots, ledger, uuid, deep, tell)?;
     match rebuild.fill() {
         Ok(()) => {}
@@ -197,14 +202,14 @@ impl Roots {
         }
         open::make_dirs(&settings.state_path)
             .map_err(|error| session::config("make the directory", &settings.state_path, &error))?;
-        let state = session::lock(&settings.state_path)?;
+        let state = session::lock(&settings.state_path, lock::OF_STATE)?;
         let inputs = settings.sources.iter();
         Ok(Roots {
             inputs: inputs
-                .map(|source| session::lock(&source.input))
+                .map(|source| session::lock_input(&source.input))
                 .collect::<Result<_, _>>()?,
-            warehouse: session::lock(&settings.warehouse)?,
-            manifests: session::lock(&settings.manifests)?,
+            warehouse: session::lock(&settings.warehouse, lock::OF_DATA)?,
+            manifests: session::lock(&settings.manifests, lock::OF_DATA)?,
             _state: state,
         })
     }
@@ -277,6 +282,8 @@ struct Rebuild<'a> {
     manifests: DirHandle,
     /// Every staging directory that can be reached.
     inputs: HashMap<SourceId, DirHandle>,
+    /// Locks of staging directories of earlier settings.
+    held: Vec<OwnedFd>,
     sources: Vec<SourceEntry>,
     ledger: Lmdb,
     uuid: String,
@@ -320,6 +327,7 @@ impl<'a> Rebuild<'a> {
             warehouse: Arc::clone(&roots.warehouse.dir),
             manifests: Arc::clone(&roots.manifests.dir),
             inputs,
+            held: Vec::new(),
             sources: ledger.sources()?,
             ledger,
             uuid,
@@ -457,8 +465,11 @@ impl<'a> Rebuild<'a> {
             .iter()
             .filter(|entry| entry.input == input)
             .find_map(|entry| self.inputs.get(&entry.id).cloned());
-        let dir = open_already.or_else(|| match lock::lock_dir(input) {
-            Ok(Some(dir)) => Some(Arc::new(dir)),
+        let dir = open_already.or_else(|| match lock::lock_input(input) {
+            Ok(Some(held)) => {
+                self.held.push(held.record);
+                Some(Arc::new(held.dir))
+            }
             _ => None,
         });
         if let Some(dir) = dir {

@@ -45,7 +45,7 @@ impl Rebuild<'_> {
         let tree = &self.tree;
         let is_data = |path: &Path| tree.is_data(path);
         let marker = |name: &std::ffi::OsStr| name == layout::MARKER;
-        walk::walk(&disk, &root, &shown, is_data, |path, dir, names| {
+        walk::walk(&disk, &root, &shown, is_data, Err, |path, dir, names| {
             if tree.partition_depth(path).is_none() {
                 return Ok(());
             }
@@ -131,6 +131,7 @@ impl Rebuild<'_> {
             time_micros,
             counts: Counts::default(),
             aside: None,
+            placed_ctime: Default::default(),
         });
         Ok(())
     }

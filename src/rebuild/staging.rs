@@ -2,20 +2,20 @@
 
 use std::collections::HashMap;
 use std::ffi::OsString;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::failure::Failure;
 use crate::io::disk::DirHandle;
 use crate::io::{Disk, FileStat, Identity, Timestamp};
 use crate::ledger::{Arrival, Digest, OwedKind, RecordState, SourceId};
+use crate::pipeline::record::hidden::{Hidden, claimed};
 use crate::settings::Mode;
-use crate::verify::leftovers::leaving;
-use crate::verify::warehouse::is_absent;
 
 use super::{CHUNK, Kind, Rebuild, digest_of, is_regular, name_of, walk};
 
 /// A file in staging with a hidden name.
-struct Hidden {
+struct HiddenFile {
     dir: DirHandle,
     source: SourceId,
     /// Beneath the staging directory.
@@ -42,11 +42,8 @@ impl Rebuild<'_> {
             .and_then(|dir| self.disk.stat(&dir, name_of(path)));
         match seen {
             Ok(seen) => Ok(seen.filter(is_regular)),
-            Err(error) if is_absent(&error) => Ok(None),
-            Err(error) => {
-                let path = self.input_path(source).join(path);
-                Err(Failure::io("look at", &path, &error))
-            }
+            // Gone, or in a directory that its uploader has closed.
+            Err(_) => Ok(None),
         }
     }
 
@@ -74,17 +71,14 @@ impl Rebuild<'_> {
         Ok(found.is_ok_and(|found| found == *digest))
     }
 
-    /// The source of a copy that has a line, if it is still there: the line says which file it was.
+    /// The source of a copy that has a line, if it is still there: the line says which file it was, and its bytes whether it still
+    /// is, for its owner can set size and mtime back.
     pub(super) fn source_of_copy(&self, arrival: &Arrival) -> Result<Option<Identity>, Failure> {
-        let was = &arrival.identity;
-        let seen = self.look_in_staging(arrival.source, &arrival.path)?;
-        let same = |now: &Identity| {
-            now.inode == was.inode && now.size == was.size && now.mtime == was.mtime
-        };
-        Ok(seen.map(|seen| seen.identity).filter(same))
+        let copied = self.copy_in_staging(arrival)?;
+        Ok(copied.filter(|now| now.inode == arrival.identity.inode))
     }
 
-    /// The source of a copy that was set aside, if it is still there: its reason says less, so its bytes are compared.
+    /// The source of a copy, if it is still there, by its bytes.
     pub(super) fn copy_in_staging(&self, arrival: &Arrival) -> Result<Option<Identity>, Failure> {
         let Some(seen) = self.look_in_staging(arrival.source, &arrival.path)? else {
             return Ok(None);
@@ -123,10 +117,10 @@ impl Rebuild<'_> {
     /// known again, the next start goes on; a file whose content is in the warehouse goes now; anything else gets a name
     /// and is seen again.
     pub(super) fn resolve_hidden(&mut self, intents: &[Arrival]) -> Result<(), Failure> {
-        let prefix = format!(".ringest-{}-", self.uuid);
         let mut found = Vec::new();
         let mut unknown = Vec::new();
         let disk = self.disk;
+        let uuid = self.uuid.clone();
         let inputs: Vec<(SourceId, DirHandle)> = self
             .inputs
             .iter()
@@ -144,17 +138,19 @@ impl Rebuild<'_> {
                 &root,
                 &shown,
                 |_| true,
+                // What its uploader has closed stays as it is.
+                |_| Ok(()),
                 |parent, dir, names| {
                     for name in names {
-                        let Some(Some(leaving)) = leaving(&name, &prefix) else {
-                            continue;
+                        let leaving = match claimed(&uuid, &name) {
+                            Some((Hidden::Leaving, seq)) => (seq, false),
+                            Some((Hidden::Sidecar, seq)) => (seq, true),
+                            _ => continue,
                         };
-                        let seen = disk
-                            .stat(dir, &name)
-                            .map_err(|error| Failure::io("look at", &shown.join(parent), &error))?;
+                        let seen = disk.stat(dir, &name).unwrap_or(None);
                         if let Some(seen) = seen.filter(is_regular) {
                             let (dir, parent) = (dir.clone(), parent.to_path_buf());
-                            let hidden = Hidden {
+                            let hidden = HiddenFile {
                                 dir,
                                 source,
                                 parent,
@@ -175,6 +171,18 @@ impl Rebuild<'_> {
                 // Nothing remembers its name, and its file is done with.
                 (true, _) => self.remove_hidden(&hidden, "its file is done with")?,
                 (false, Some((source, path))) => {
+                    // The next start looks for the name that the new ledger gives.
+                    let name = self.ledger.hidden_names()?.name(Hidden::Leaving, seq);
+                    let (dir, old) = (&hidden.dir, &hidden.name);
+                    let renamed = match name == *old {
+                        true => Ok(()),
+                        false => self.disk.rename(dir, old, dir, &name),
+                    };
+                    if let Err(error) = renamed {
+                        self.leave(&hidden, &error);
+                        continue;
+                    }
+                    self.sync_dir_of(&hidden)?;
                     let identity = hidden.seen.identity;
                     self.owe(seq, OwedKind::Source, source, &path, identity);
                 }
@@ -188,7 +196,7 @@ impl Rebuild<'_> {
     fn path_of_hidden(
         &self,
         seq: u64,
-        hidden: &Hidden,
+        hidden: &HiddenFile,
     ) -> Result<Option<(SourceId, PathBuf)>, Failure> {
         let Some(record) = self.ledger.record_of(seq)? else {
             return Ok(None);
@@ -216,7 +224,7 @@ impl Rebuild<'_> {
 
     fn resolve_unknown(
         &mut self,
-        mut unknown: Vec<Hidden>,
+        mut unknown: Vec<HiddenFile>,
         intents: &[Arrival],
     ) -> Result<(), Failure> {
         if unknown.is_empty() {
@@ -263,25 +271,34 @@ impl Rebuild<'_> {
         Ok(())
     }
 
-    fn remove_hidden(&mut self, hidden: &Hidden, why: &str) -> Result<(), Failure> {
+    fn remove_hidden(&mut self, hidden: &HiddenFile, why: &str) -> Result<(), Failure> {
         let path = self.shown(hidden);
-        self.disk
-            .unlink(&hidden.dir, &hidden.name)
-            .map_err(|error| Failure::io("remove", &path, &error))?;
+        if let Err(error) = self.disk.unlink(&hidden.dir, &hidden.name) {
+            self.leave(hidden, &error);
+            return Ok(());
+        }
         self.sync_dir_of(hidden)?;
         let message = format!("it was on its way out, and {why}: it is removed");
         self.say(Kind::Removed, path, None, message);
         Ok(())
     }
 
+    /// Its directory is its uploader's, who may have closed it or taken its other name.
+    fn leave(&mut self, hidden: &HiddenFile, error: &io::Error) {
+        let message = format!("it was on its way out, and stays where it is: {error}");
+        self.say(Kind::Left, self.shown(hidden), None, message);
+    }
+
     /// Without the dot it is an arrival like any other.
-    fn give_back(&mut self, hidden: &Hidden) -> Result<(), Failure> {
+    fn give_back(&mut self, hidden: &HiddenFile) -> Result<(), Failure> {
         let path = self.shown(hidden);
         let bytes = hidden.name.as_encoded_bytes();
         let name = String::from_utf8_lossy(bytes.strip_prefix(b".").unwrap_or(bytes)).into_owned();
-        self.disk
-            .rename(&hidden.dir, &hidden.name, &hidden.dir, name.as_ref())
-            .map_err(|error| Failure::io("give a name to", &path, &error))?;
+        let (dir, old) = (&hidden.dir, &hidden.name);
+        if let Err(error) = self.disk.rename(dir, old, dir, name.as_ref()) {
+            self.leave(hidden, &error);
+            return Ok(());
+        }
         self.sync_dir_of(hidden)?;
         let message =
             format!("it was on its way out, and its content is nowhere else: it is called {name}");
@@ -289,13 +306,13 @@ impl Rebuild<'_> {
         Ok(())
     }
 
-    fn sync_dir_of(&self, hidden: &Hidden) -> Result<(), Failure> {
+    fn sync_dir_of(&self, hidden: &HiddenFile) -> Result<(), Failure> {
         self.disk
             .sync_dir(&hidden.dir)
             .map_err(|error| Failure::sync("sync the directory of", &self.shown(hidden), &error))
     }
 
-    fn shown(&self, hidden: &Hidden) -> PathBuf {
+    fn shown(&self, hidden: &HiddenFile) -> PathBuf {
         let input = self.input_path(hidden.source);
         input.join(&hidden.parent).join(&hidden.name)
     }

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use globset::{GlobBuilder, GlobMatcher};
 
+use crate::io::lock;
 use crate::pipeline::record::layout;
 use crate::settings::{Field, Layout, Piece, RESERVED_NAMES, Settings, Source, Template};
 
@@ -78,7 +79,9 @@ impl Tree {
     /// Whether a directory, or one beneath it, may hold files of the warehouse.
     pub fn is_data(&self, dir: &Path) -> bool {
         let first = dir.iter().next().unwrap_or_default();
-        let own = RESERVED_NAMES.iter().any(|name| first == *name) || first == "lost+found";
+        let own = RESERVED_NAMES.iter().any(|name| first == *name)
+            || first == lock::DIR_OF_DATA
+            || first == "lost+found";
         !own && !self.apart.iter().any(|apart| dir == apart)
     }
 }

@@ -3,15 +3,16 @@
 //! reported.
 
 use std::collections::{BTreeSet, HashSet};
-use std::ffi::OsStr;
 use std::fs::{DirEntry, Metadata};
 use std::path::{Path, PathBuf};
 
 use crate::failure::Failure;
+use crate::io::lock;
 use crate::ledger::lmdb::{Lmdb, Snapshot};
 use crate::ledger::{OwedKind, RecordState};
+use crate::pipeline::record::hidden::Hidden;
 use crate::pipeline::record::layout;
-use crate::quarantine::{is_busy, returning_prefix};
+use crate::quarantine::is_busy;
 use crate::session::MARKER_TEMPORARY;
 
 use super::warehouse::{Names, is_absent};
@@ -68,6 +69,7 @@ pub fn warehouse(
         let ignored = at_top
             && (name == layout::MARKER
                 || name == MARKER_TEMPORARY
+                || name == lock::DIR_OF_DATA
                 || name == LOST_AND_FOUND
                 || scope.running && name == layout::TMP_DIR
                 || name.as_encoded_bytes().starts_with(PROBE_PREFIX));
@@ -137,76 +139,53 @@ pub fn manifests(
     Ok(())
 }
 
-/// Reports hidden names in staging, of files on their way out, that nothing owed explains. Only when nobody is at it.
+/// Reports hidden names in staging, of files on their way out, that nothing owed explains. Only when nobody is at it. Names that only
+/// look like them are their uploaders' business, as is what lies in a directory that they have closed.
 pub fn staging(ledger: &Lmdb, snapshot: &Snapshot, report: &mut Report) -> Result<(), Failure> {
-    let Some(uuid) = &snapshot.uuid else {
-        return Ok(());
-    };
-    let prefix = format!(".ringest-{uuid}-");
+    let names = ledger.hidden_names()?;
     let intents: HashSet<u64> = snapshot.intents.iter().map(|intent| intent.seq).collect();
-    let mut found: Vec<(PathBuf, Option<(u64, bool)>)> = Vec::new();
-    let from_aside = returning_prefix(uuid);
-    let mut returning: Vec<(PathBuf, Option<u64>)> = Vec::new();
+    let mut found: Vec<(PathBuf, Hidden, u64)> = Vec::new();
     let mut seen = BTreeSet::new();
     for source in ledger.sources()? {
         // A staging directory of an earlier day may be gone.
         if !source.input.is_dir() || !seen.insert(source.input.clone()) {
             continue;
         }
-        walk(&source.input, report, |path, entry, metadata, _| {
+        let mut closed = Report::default();
+        walk(&source.input, &mut closed, |path, entry, metadata, _| {
             if metadata.is_dir() {
                 return Next::Descend;
             }
-            let name = entry.file_name();
-            if let Some(leaving) = leaving(&name, &prefix) {
-                found.push((source.input.join(path), leaving));
-            } else if let Some(rest) = name.to_str().and_then(|it| it.strip_prefix(&from_aside)) {
-                returning.push((source.input.join(path), rest.parse().ok()));
+            if let Some((kind, seq)) = names.parse(&entry.file_name()) {
+                found.push((source.input.join(path), kind, seq));
             }
             Next::Skip
         });
     }
-    for (path, seq) in returning {
-        // It may be on its way at this moment, or have gone meanwhile.
-        if !is_busy(ledger.dir()) && std::fs::symlink_metadata(&path).is_ok() {
-            let message = match seq {
-                Some(seq) => format!(
-                    "it is what an interrupted `ringest quarantine retry {seq}` left; say that again, or drop it"
-                ),
-                None => "it is no file of ringest's, and has a name like one on its way out of quarantine".into(),
-            };
-            report.add(Kind::Leftover, Some(path), seq, message);
-        }
-    }
-    for (path, leaving) in found {
-        let owed = match leaving {
-            Some((seq, true)) => ledger.owes(seq, OwedKind::Sidecar)?,
-            Some((seq, false)) => {
+    for (path, kind, seq) in found {
+        let explained = match kind {
+            // It may be on its way at this moment.
+            Hidden::Returning => is_busy(ledger.dir()),
+            Hidden::Sidecar => ledger.owes(seq, OwedKind::Sidecar)?,
+            Hidden::Leaving => {
                 intents.contains(&seq)
                     || ledger.owes(seq, OwedKind::Source)?
                     || ledger.owes(seq, OwedKind::Duplicate)?
             }
-            None => false,
         };
         // It may have gone meanwhile.
-        if !owed && std::fs::symlink_metadata(&path).is_ok() {
-            let seq = leaving.map(|(seq, _)| seq);
-            let message = "it is a file on its way out that nothing in the ledger waits for";
-            report.add(Kind::Leftover, Some(path), seq, message.into());
+        if explained || std::fs::symlink_metadata(&path).is_err() {
+            continue;
         }
+        let message = match kind {
+            Hidden::Returning => format!(
+                "it is what an interrupted `ringest quarantine retry {seq}` left; say that again, or drop it"
+            ),
+            _ => "it is a file on its way out that nothing in the ledger waits for".into(),
+        };
+        report.add(Kind::Leftover, Some(path), Some(seq), message);
     }
     Ok(())
-}
-
-/// The sequence number in a name of [`layout::leaving_name`], and whether it is a sidecar's. The outer `None`: it is not
-/// such a name; the inner: it says nothing.
-pub(crate) fn leaving(name: &OsStr, prefix: &str) -> Option<Option<(u64, bool)>> {
-    let rest = name.to_str()?.strip_prefix(prefix)?;
-    let (seq, sidecar) = match rest.strip_suffix(".sidecar") {
-        Some(seq) => (seq, true),
-        None => (rest, false),
-    };
-    Some(seq.parse().ok().map(|seq| (seq, sidecar)))
 }
 
 /// How a walk goes on.

@@ -1,3 +1,4 @@
+use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -7,6 +8,7 @@ use crate::ledger::{
     Commit, Counts, Kept, Ledger, Owed, OwedKind, PendingLines, Placement, Position, Record,
     SourceId,
 };
+use crate::pipeline::record::hidden::Hidden;
 use crate::pipeline::record::manifest as written;
 use crate::settings::Durability;
 
@@ -45,6 +47,7 @@ impl Site {
         let dir = tempfile::tempdir().unwrap();
         let mut ledger = Lmdb::open(&dir.path().join("ledger"), Durability::None).unwrap();
         ledger.found(UUID).unwrap();
+        ledger.secret_or_new().unwrap();
         for name in ["warehouse", "manifests", "in"] {
             let root = dir.path().join(name);
             fs::create_dir(&root).unwrap();
@@ -62,6 +65,12 @@ impl Site {
             end: None,
             next_seq: 1,
         }
+    }
+
+    /// What a file in staging is called.
+    fn hidden(&self, kind: Hidden, seq: u64) -> OsString {
+        let names = self.ledger.hidden_names().unwrap();
+        names.name(kind, seq)
     }
 
     fn arrival(&self, seq: u64, of: u64, base: &Path, outcome: Outcome, time: i64) -> Arrival {
@@ -92,6 +101,7 @@ impl Site {
             time_micros: time,
             counts: Counts::default(),
             aside: None,
+            placed_ctime: Default::default(),
         }
     }
 
@@ -534,13 +544,14 @@ fn what_an_interrupted_retry_left_in_staging_is_a_leftover_unless_an_instance_ru
         .dir
         .path()
         .join("in")
-        .join(format!(".ringest-retry-{UUID}-8"));
+        .join(site.hidden(Hidden::Returning, 8));
     fs::write(&path, "x").unwrap();
     site.assert_finds(Kind::Leftover, Some(&path), Some(8), "quarantine retry 8");
     assert_eq!(site.verify_as(true, true).findings, []);
-    let strange = path.with_file_name(format!(".ringest-retry-{UUID}-x"));
-    fs::rename(&path, &strange).unwrap();
-    site.assert_finds(Kind::Leftover, Some(&strange), None, "no file of ringest's");
+    // Anybody can make names that look like it.
+    let forged = path.with_file_name(format!(".ringest-retry-{UUID}-8"));
+    fs::rename(&path, &forged).unwrap();
+    site.assert_sound();
 }
 
 #[test]
@@ -574,11 +585,12 @@ fn a_temporary_is_a_leftover_unless_an_instance_runs() {
 #[test]
 fn a_name_on_its_way_out_is_a_leftover_unless_it_is_owed() {
     let mut site = Site::new();
-    let hidden = layout::leaving_name(UUID, 9, false);
+    let hidden = site.hidden(Hidden::Leaving, 9);
     let path = site.dir.path().join("in/deep").join(hidden);
     fs::create_dir(path.parent().unwrap()).unwrap();
     fs::write(&path, "x").unwrap();
     fs::write(path.with_file_name(".ringest-other-9"), "x").unwrap();
+    fs::write(path.with_file_name(format!(".ringest-{UUID}-9")), "x").unwrap();
     assert_eq!(site.verify_as(true, true).findings, []);
     site.assert_finds(Kind::Leftover, Some(&path), Some(9), "on its way out");
     let owed = Owed {

@@ -1,20 +1,24 @@
 //! Every file that a record names is in the warehouse, whole.
 
 use std::collections::HashSet;
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::failure::Failure;
+use crate::io::Timestamp;
 use crate::ledger::lmdb::{Lmdb, Snapshot};
 use crate::ledger::{Arrival, Digest, Outcome, OwedKind, Placement};
 use crate::pipeline::read::digest;
 use crate::pipeline::record::{CHANGED_RULE, layout};
 use crate::quarantine::{self, ReasonBeside, reason_beside};
+
+use crate::trial::mutants;
 
 use super::{Kind, Report, Scope};
 
@@ -43,7 +47,7 @@ impl<'a> Files<'a> {
             // What is missing was reported by its marker.
             root: crate::io::open::root_dir(scope.warehouse).ok(),
             names,
-            buffer: vec![0; if scope.deep { BUFFER_BYTES } else { 0 }],
+            buffer: Vec::new(),
         }
     }
 
@@ -90,7 +94,7 @@ impl<'a> Files<'a> {
                 arrival.identity.size
             );
             say(Kind::FileChanged, message);
-        } else if self.scope.deep && !changed {
+        } else if (self.scope.deep || was_touched(arrival, &found)) && !changed {
             match self.digest_of(&arrival.placed) {
                 Ok((digest, bytes)) => {
                     report.bytes_hashed += bytes;
@@ -192,6 +196,7 @@ impl<'a> Files<'a> {
     fn digest_of(&mut self, placed: &Path) -> io::Result<(Digest, u64)> {
         let root = self.root.as_ref().ok_or(io::ErrorKind::NotFound)?;
         let mut file = File::from(crate::io::open::file_beneath(root, placed.as_os_str())?);
+        self.buffer.resize(BUFFER_BYTES, 0);
         let mut stream = digest::Stream::default();
         let mut total = 0;
         loop {
@@ -206,6 +211,16 @@ impl<'a> Files<'a> {
             }
         }
     }
+}
+
+/// Whether a placed file has another ctime than when it was known to be whole. Its owner can set its size and mtime back after a
+/// change, not its ctime; only its bytes can tell then whether it was changed, or just given other permissions.
+fn was_touched(arrival: &Arrival, found: &Metadata) -> bool {
+    let was = arrival.placed_ctime;
+    let is = (found.ctime(), found.ctime_nsec());
+    was != Timestamp::default()
+        && is != (was.seconds, i64::from(was.nanos))
+        && !mutants::on("verify_blind_to_ctime")
 }
 
 /// Paths beneath the warehouse that the ledger accounts for, as hashes: eight bytes for each.

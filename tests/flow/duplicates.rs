@@ -180,3 +180,54 @@ fn a_duplicate_can_be_kept_and_is_not_read_again() {
     assert_eq!(site.line("two.csv").sha256(), sha256(b"something else"));
     site.assert_sound();
 }
+
+/// Rewrites a file in place, with as many bytes, and sets its mtime back.
+fn rewrite_unseen(path: &std::path::Path) {
+    use std::io::{Seek, Write};
+    let mut file = fs::File::options()
+        .write(true)
+        .open(path)
+        .expect("its owner's");
+    let before = file.metadata().expect("look at");
+    let bytes = vec![b'x'; before.len() as usize];
+    file.rewind().expect("rewind");
+    file.write_all(&bytes).expect("write");
+    file.set_modified(before.modified().expect("an mtime"))
+        .expect("set back");
+}
+
+#[test]
+fn a_stored_copy_that_was_rewritten_does_not_stand_for_its_content() {
+    for policy in ["delete", "move"] {
+        let site = Site::new().with(&["--stability-seconds", "0.2", "--on-duplicate", policy]);
+        site.put("first.csv", CONTENT);
+        site.run_once(&[]);
+        let first = site.manifest()[0].placed();
+        rewrite_unseen(&first);
+        site.put("second.csv", CONTENT);
+        let ended = site.run_once(&[]);
+        ended.event("file_ingested", "second.csv");
+        let second = site.manifest()[1].placed();
+        assert_eq!(fs::read(second).expect("read"), CONTENT);
+        assert_eq!(site.duplicates().len(), 0);
+        // Without reading every file: its ctime says that it was touched.
+        let verified = Finished::of(site.command("verify", &[]));
+        let verified = verified.with_code(1);
+        assert!(verified.stdout.contains("first.csv"), "{verified}");
+        assert!(verified.stdout.contains("1 mismatches"), "{verified}");
+    }
+}
+
+#[test]
+fn a_stored_copy_that_only_got_other_permissions_stands() {
+    use std::os::unix::fs::PermissionsExt;
+    let site = Site::new().with(&["--stability-seconds", "0.2", "--on-duplicate", "delete"]);
+    site.put("first.csv", CONTENT);
+    site.run_once(&[]);
+    let first = site.manifest()[0].placed();
+    fs::set_permissions(&first, fs::Permissions::from_mode(0o444)).expect("chmod");
+    site.put("second.csv", CONTENT);
+    site.run_once(&[]).event("file_duplicate", "second.csv");
+    assert_eq!(site.manifest().len(), 1);
+    site.assert_sound();
+}

@@ -81,6 +81,7 @@ pub fn manifest(bytes: &[u8]) {
         time_micros: stated.time_micros,
         counts: stated.counts,
         aside: None,
+        placed_ctime: Default::default(),
     };
     let line = manifest::line(&arrival, &stated.source, root, root);
     assert_eq!(manifest::parse(&line), Ok(stated));

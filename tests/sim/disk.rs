@@ -1531,6 +1531,10 @@ impl Disk for SimDisk {
         Ok(())
     }
 
+    fn is_leased(&self, file: &SimFile) -> bool {
+        file.lease.is_some()
+    }
+
     fn unbroken(&self, file: &SimFile) -> bool {
         let mut state = self.0.borrow_mut();
         let inode = state.image.inode(file.id);

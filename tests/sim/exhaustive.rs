@@ -15,6 +15,7 @@
 
 use std::cell::RefCell;
 use std::collections::{BTreeSet, HashSet};
+use std::ffi::OsString;
 use std::hash::{DefaultHasher, Hasher};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -23,6 +24,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use ringest::ledger::SourceId;
+use ringest::pipeline::record::hidden::{Hidden, HiddenNames};
 use ringest::pipeline::record::layout;
 use ringest::settings::{Dedupe, OnDuplicate};
 
@@ -621,6 +623,12 @@ fn every_small_workload_survives_every_fault_at_every_event_and_in_every_recover
     ));
 }
 
+/// What the source of an arrival is called on its way out.
+fn hidden_name(ledger: &Tables, seq: u64) -> OsString {
+    let opening = ledger.opening();
+    HiddenNames::new(&opening.uuid, Some(&opening.secret)).name(Hidden::Leaving, seq)
+}
+
 /// A recovery was on its way to remove the source name of a file that a power cut had left under both names, and was
 /// killed; then somebody wrote to the file, or a newer one took its name, or both. What gets its name back there has it for
 /// good.
@@ -635,7 +643,7 @@ fn a_hidden_source_gets_its_name_back_for_good() {
         let parent = intent.placed.parent().expect("a partition");
         let partition = image.find(Role::Warehouse, parent, false).expect("made");
         let name = intent.path.file_name().expect("a name");
-        let hidden = layout::leaving_name(&ledger.opening().uuid, intent.seq, false);
+        let hidden = hidden_name(&ledger, intent.seq);
         let file = image.child(staging, name, false).expect("in staging");
         image.link(file, partition, name).expect("free");
         image.rename(staging, name, staging, &hidden).expect("free");
@@ -670,7 +678,7 @@ fn a_source_that_cannot_be_removed_is_kept_under_the_name_that_it_gets_back() {
     let owed = &ledger.owed()[0];
     let (source, name) = (Role::Source(3), owed.path.file_name().expect("a name"));
     let staging = image.roots[&source];
-    let hidden = layout::leaving_name(&ledger.opening().uuid, owed.seq, false);
+    let hidden = hidden_name(&ledger, owed.seq);
     image.rename(staging, name, staging, &hidden).expect("free");
     upload::put(&mut image, source, &owed.path, b"newer").expect("room");
     image.kill();
@@ -704,7 +712,7 @@ fn given_back(explorer: &mut Explorer) -> Stopped {
     let owed = &ledger.owed()[0];
     let name = owed.path.file_name().expect("a name");
     let staging = image.roots[&Role::Source(3)];
-    let hidden = layout::leaving_name(&ledger.opening().uuid, owed.seq, false);
+    let hidden = hidden_name(&ledger, owed.seq);
     image.rename(staging, name, staging, &hidden).expect("free");
     image.rename(staging, &hidden, staging, name).expect("free");
     image.kill();

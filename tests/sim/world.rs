@@ -14,6 +14,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use ringest::failure::{Exit, Failure};
+use ringest::io::probe::Ctimes;
 use ringest::io::{Disk, Timestamp};
 use ringest::ledger::{Ledger, Outcome, Position, SourceId};
 use ringest::observe::metrics::Metrics;
@@ -235,6 +236,7 @@ pub fn start(
                 suspect,
                 stop: Arc::default(),
                 pause_max: config.pause_max,
+                ctimes: Ctimes::Exact,
             };
             (parts, inputs)
         };

@@ -42,6 +42,7 @@ pub struct LogFiles {
     path: PathBuf,
     made: bool,
     files: [(LevelFilter, Batch<LogFile>); 3],
+    _lock: OwnedFd,
 }
 
 /// How large log files become, and how many there are.
@@ -73,7 +74,7 @@ impl LogFiles {
         let made = !path.exists();
         open::make_dirs(path)
             .map_err(|error| unusable("make the directory for log files", path, &error))?;
-        let dir = lock::lock_dir(path)
+        let (dir, lock) = open_dir(path)
             .map_err(|error| unusable("open the directory for log files", path, &error))?
             .ok_or_else(|| {
                 Failure::new(
@@ -104,6 +105,7 @@ impl LogFiles {
         Ok(LogFiles {
             path: path.to_owned(),
             made,
+            _lock: lock,
             files: [
                 (level.parse().unwrap_or(LevelFilter::INFO), file("app.log")?),
                 (LevelFilter::ERROR, file("error.log")?),
@@ -118,7 +120,7 @@ impl LogFiles {
     }
 
     /// The directory that has the name of ours by now, locked, if that is another one; it is made if there is none.
-    fn other_dir(&self) -> io::Result<Option<Arc<OwnedFd>>> {
+    fn other_dir(&self) -> io::Result<Option<(Arc<OwnedFd>, OwnedFd)>> {
         let held = rustix::fs::fstat(&self.files[0].1.sink.dir)?;
         let seen = rustix::fs::stat(&self.path);
         if seen.is_ok_and(|seen| (seen.st_dev, seen.st_ino) == (held.st_dev, held.st_ino)) {
@@ -126,8 +128,8 @@ impl LogFiles {
         }
         open::make_dirs(&self.path)?;
         let busy = || io::Error::other("another ringest writes its log files there");
-        let dir = lock::lock_dir(&self.path)?.ok_or_else(busy)?;
-        Ok(Some(Arc::new(dir)))
+        let (dir, lock) = open_dir(&self.path)?.ok_or_else(busy)?;
+        Ok(Some((Arc::new(dir), lock)))
     }
 
     /// The least severe level that any of the files takes.
@@ -171,7 +173,7 @@ impl Output for LogFiles {
             let file = &mut file.sink;
             match &dir {
                 Ok(None) => {}
-                Ok(Some(dir)) => file.dir = Arc::clone(dir),
+                Ok(Some((dir, _))) => file.dir = Arc::clone(dir),
                 Err(error) => file.failed(error),
             }
             // What cannot be opened stays what it was.
@@ -179,7 +181,17 @@ impl Output for LogFiles {
                 file.failed(&error);
             }
         }
+        if let Ok(Some((_, lock))) = dir {
+            self._lock = lock;
+        }
     }
+}
+
+/// Opens the directory and locks it. `None`: another process has it.
+fn open_dir(path: &Path) -> io::Result<Option<(OwnedFd, OwnedFd)>> {
+    let dir = open::root_dir(path)?;
+    let lock = lock::lock_own(&dir, lock::OF_FILES)?;
+    Ok(lock.map(|lock| (dir, lock)))
 }
 
 /// One of the files, with those that it was before.
@@ -465,8 +477,8 @@ mod tests {
         assert_eq!(read(&root, "app.log").as_deref(), Some("two\n"));
         assert_eq!(read(&root, "error.log").as_deref(), Some("two\n"));
         // It is ours alone, and the old one is free.
-        assert!(lock::lock_dir(&dir).unwrap().is_none());
-        assert!(lock::lock_dir(&root.path().join("old")).unwrap().is_some());
+        assert!(lock::is_locked(&dir, lock::OF_FILES));
+        assert!(!lock::is_locked(&root.path().join("old"), lock::OF_FILES));
         fs::remove_dir_all(&dir).unwrap();
         fs::create_dir(&dir).unwrap();
         files.reopen();

@@ -474,7 +474,7 @@ impl Discoverer {
                 self.make_up();
             }
             Report::Moved => self.make_up(),
-            Report::RootGone { input } => self.check_root(input)?,
+            Report::RootGone { .. } => self.check_roots()?,
             Report::Name {
                 input,
                 path,
@@ -527,8 +527,8 @@ impl Discoverer {
         if now >= self.next_rescan {
             self.next_rescan = now + self.parts.rescan;
             self.walk_due |= self.make_up || now >= self.next_walk || !self.hears_of_everything();
+            self.check_roots()?;
             for index in 0..self.parts.inputs.len() {
-                self.check_root(index)?;
                 // Those that only a scan wakes may be gone by now, and a scan does not see what is gone.
                 let unheard: Vec<Arc<Path>> = self.entries[index]
                     .iter()
@@ -576,6 +576,22 @@ impl Discoverer {
                 self.refused_told = 0;
             }
         }
+    }
+
+    /// Ends the program once no staging directory is left. As long as one is, whoever may rename another keeps nobody's files waiting
+    /// but its own.
+    fn check_roots(&self) -> Result<(), Failure> {
+        let inputs = 0..self.parts.inputs.len();
+        let gone: Vec<Failure> = inputs.filter_map(|it| self.check_root(it).err()).collect();
+        let all = gone.len() == self.parts.inputs.len();
+        for failure in gone {
+            if all {
+                return Err(failure);
+            }
+            let path = failure.path.as_deref().unwrap_or(Path::new(""));
+            events::source_gone(path, &failure.cause, &failure.remedy);
+        }
+        Ok(())
     }
 
     /// Another directory under the input's name would never be looked at.

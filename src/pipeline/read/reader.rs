@@ -22,7 +22,9 @@ use crate::io::buffer::Buffer;
 use crate::io::disk::Handle;
 use crate::io::open::SyncFailed;
 use crate::io::read_engine::{Done, ReadEngine};
-use crate::io::{Disk, FileStat, Identity, RealDisk, Reserve, clock, direct, lease, open, stat};
+use crate::io::{
+    Disk, FileStat, Identity, RealDisk, Reserve, TICK, clock, direct, lease, open, stat,
+};
 use crate::ledger::{Counts, SourceId};
 use crate::observe::events;
 use crate::observe::metrics::{Metrics, Stage};
@@ -52,9 +54,6 @@ pub(super) const LARGE_BYTES: u64 = 8 << 20;
 const WEIGHED_BYTES: u64 = 1 << 20;
 /// Bytes of one read. Larger ones leave the cache between kernel and hash.
 const READ_BYTES: usize = 256 << 10;
-/// Without a lease, a change within this time before the read may carry the same time stamp as one after it: file
-/// times have the granularity of a kernel tick.
-const TICK: Duration = Duration::from_millis(20);
 /// What could not be done.
 const WRITE_COPY: &str = "write in the warehouse the copy of";
 /// How long a file rests after it was seen changing.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use rustix::fs::FileType;
 
 use crate::failure::{Exit, Failure};
-use crate::io::{Disk, FileStat};
+use crate::io::{Disk, FileStat, Timestamp};
 use crate::ledger::{Arrival, ContentKey, Digest, Ledger, Outcome, Placement, RecordState};
 use crate::observe::events;
 use crate::pipeline::{Fate, Staged, Waiting, is_no_room};
@@ -20,6 +20,9 @@ use super::{BatchDirs, Item, Recorder, Root, layout};
 
 /// How long a file rests after an error that concerned only it.
 pub(super) const ERROR_REST: Duration = Duration::from_secs(1);
+
+/// How many directories are tried in whose way files are.
+const DIR_TRIES_MAX: u32 = 16;
 
 /// Whether nothing can be placed for now, and nothing is broken.
 pub(super) fn is_full(error: &io::Error) -> bool {
@@ -137,6 +140,7 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
                 time_micros,
                 counts: staged.counts,
                 aside: (aside != layout::default_quarantine_dir(time_micros)).then_some(aside),
+                placed_ctime: Timestamp::default(),
             };
             if placement != Placement::None {
                 match self.choose_name(dirs, source, &arrival, &mut taken)? {
@@ -172,12 +176,29 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
         arrival: &Arrival,
         taken: &mut HashSet<PathBuf>,
     ) -> Result<Result<PathBuf, (io::Error, PathBuf)>, Failure> {
-        let (path, time) = (&arrival.path, arrival.time_micros);
-        let path = layout::path_of(&arrival.outcome, source, path, time);
-        let (base, name) = (super::place::parent(&path), super::place::name_of(&path));
-        let dir = match self.dir_of(dirs, Root::Warehouse, &base.join(name), true)? {
-            Ok(dir) => dir,
-            Err(error) => return Ok(Err((error, self.warehouse.path.join(base)))),
+        let time = arrival.time_micros;
+        let path = layout::path_of(&arrival.outcome, source, &arrival.path, time);
+        let (mut base, name) = (super::place::parent(&path), super::place::name_of(&path));
+        // What a file came with, in place of the partition's directories.
+        let own = base.iter().count() - super::place::parent(&arrival.path).iter().count();
+        let mut tries = DIR_TRIES_MAX;
+        let dir = loop {
+            let dir = match self.is_promised(dirs, &base, own, taken)? {
+                Some(depth) => Err((depth, io::ErrorKind::NotADirectory.into())),
+                None => match self.dir_of(dirs, Root::Warehouse, &base.join(name), true)? {
+                    Ok(dir) => Ok(dir),
+                    Err(error) => match self.file_on_the_way(dirs, &base, own)? {
+                        Some(depth) => Err((depth, error)),
+                        None => return Ok(Err((error, self.warehouse.path.join(base)))),
+                    },
+                },
+            };
+            match dir {
+                Ok(dir) => break dir,
+                Err((depth, _)) if tries > 0 => base = layout::dir_beside(&base, depth),
+                Err((_, error)) => return Ok(Err((error, self.warehouse.path.join(base)))),
+            }
+            tries -= 1;
         };
         let free = |name: &OsStr| -> io::Result<bool> {
             Ok(!taken.contains(&base.join(name)) && self.disk.stat(&dir, name)?.is_none())
@@ -194,6 +215,48 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
         taken.extend(reason.map(|reason| base.join(reason)));
         taken.insert(base.join(&name));
         Ok(Ok(base.join(name)))
+    }
+
+    /// Which component of a directory, from number `own` on, is the name that a file or a reason of this batch is about to get.
+    fn is_promised(
+        &self,
+        dirs: &mut BatchDirs<D>,
+        base: &Path,
+        own: usize,
+        taken: &HashSet<PathBuf>,
+    ) -> Result<Option<usize>, Failure> {
+        if taken.is_empty() || base.iter().count() <= own {
+            return Ok(None);
+        }
+        // A directory that is there has its name already.
+        if self
+            .dir_of(dirs, Root::Warehouse, &base.join("_"), false)?
+            .is_ok()
+        {
+            return Ok(None);
+        }
+        let depths = own..base.iter().count();
+        let path_to = |depth: usize| base.iter().take(depth + 1).collect::<PathBuf>();
+        let mut promised = depths.filter(|depth| taken.contains(&path_to(*depth)));
+        Ok(promised.next())
+    }
+
+    /// The same of a file that is there.
+    fn file_on_the_way(
+        &self,
+        dirs: &mut BatchDirs<D>,
+        base: &Path,
+        own: usize,
+    ) -> Result<Option<usize>, Failure> {
+        for depth in own..base.iter().count() {
+            let path: PathBuf = base.iter().take(depth + 1).collect();
+            match self.look(dirs, Root::Warehouse, &path)? {
+                Ok(Some(seen)) if seen.kind != FileType::Directory => return Ok(Some(depth)),
+                Ok(Some(_)) => {}
+                _ => return Ok(None),
+            }
+        }
+        Ok(None)
     }
 
     /// Whether the file that an earlier arrival brought is still in the warehouse. If somebody took it, the newcomer is
@@ -256,16 +319,21 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
     }
 }
 
-/// Whether what lies where an arrival was placed is its file. `None`: its content decides. It was restored from a backup,
-/// perhaps, or is another file under its name.
+/// Whether what lies where an arrival was placed is its file, as it was when it was found whole. `None`: its content decides. It was
+/// restored from a backup, perhaps, or its owner, who may still write to it and set its mtime back, has changed it.
 pub fn is_stored_copy(seen: &FileStat, arrival: &Arrival) -> Option<bool> {
     if seen.kind != FileType::RegularFile || seen.identity.size != arrival.identity.size {
         return Some(false);
     }
-    // Inode numbers are given out again; that with the same size and time is too much of a chance.
-    let itself = seen.identity.inode == arrival.placed_inode
-        && seen.identity.mtime == arrival.identity.mtime;
-    itself.then_some(true)
+    let unknown = Timestamp::default();
+    let same = seen.identity.inode == arrival.placed_inode
+        && arrival.placed_ctime != unknown
+        && seen.identity.ctime == arrival.placed_ctime;
+    let same = same
+        || mutants::on("stored_copy_by_mtime")
+            && seen.identity.inode == arrival.placed_inode
+            && seen.identity.mtime == arrival.identity.mtime;
+    same.then_some(true)
 }
 
 /// Under which key the content of a file of `source` is known; `None` when every arrival is ingested.
@@ -278,6 +346,15 @@ pub fn content_key(source: &Source, path: &Path, digest: &Digest, size: u64) -> 
         Dedupe::Source => Some(ContentKey::within_source(digest, &source.name)),
         Dedupe::Name => Some(ContentKey::with_name(digest, path)),
     }
+}
+
+/// Whether an error is that of the device, which no uploader makes.
+pub(super) fn is_of_device(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    matches!(
+        Errno::from_io_error(error),
+        Some(Errno::IO | Errno::NXIO | Errno::NODEV | Errno::STALE | Errno::UCLEAN | Errno::BADMSG)
+    )
 }
 
 /// Whether an error says that there is nothing beneath a root at that path. A directory that was swapped for a symbolic

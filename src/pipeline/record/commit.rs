@@ -215,6 +215,7 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
         let paid = self.pay(std::mem::take(&mut batch.debts), &batch.items)?;
         self.later.paid.extend(paid.paid);
         self.later.kept.extend(paid.kept);
+        self.later.owed_told = self.later.owed_told.max(paid.owed_told);
         self.later_waits = true;
         points::reached(Step::PayDebts.point());
         self.report(batch);
@@ -421,6 +422,10 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
         let source = |kind| owe(kind, &arrival.path, arrival.identity);
         let mut stays = false;
         match (arrival.placement, &arrival.outcome) {
+            // Not what was hashed: if the source is there after all, it has the content.
+            (Placement::Copy, _) if item.set_aside && !mutants::on("source_of_bad_copy_owed") => {
+                stays = true;
+            }
             (Placement::Copy, _) => commit.owed.push(source(OwedKind::Source)),
             (Placement::None, Outcome::Duplicate { .. }) => {
                 if policy_of(item) == OnDuplicate::Keep {

@@ -27,6 +27,8 @@ const NAME_BYTES_MAX: usize = 255;
 /// A longer extension is taken for part of the stem, so that a stem can always be cut.
 const EXTENSION_BYTES_MAX: usize = 64;
 const REASON_SUFFIX: &str = ".reason.json";
+/// What a directory is called besides whose own name a file has.
+const DIR_SUFFIX: &str = ".dir";
 const MICROS_PER_HOUR: i64 = 3_600_000_000;
 
 /// Where new content of a source is placed, beneath the warehouse.
@@ -54,15 +56,50 @@ pub fn quarantine_dir(source: &Source, time_micros: i64) -> PathBuf {
 }
 
 /// Where a path beneath an input goes beneath `base`. In the warehouse's own directory names that begin with a `_` are
-/// ringest's: they get another one.
+/// ringest's, and so are those of date partitions: they get another one.
 pub fn beneath(base: &Path, path: &Path) -> PathBuf {
-    let own = path.as_os_str().as_bytes().starts_with(b"_");
+    let own = path.iter().next().is_some_and(is_own);
     if !base.as_os_str().is_empty() || !own {
         return base.join(path);
     }
     let mut cleared = OsString::from("_");
     cleared.push(path);
     cleared.into()
+}
+
+/// Whether a name in the warehouse's own directory is ringest's.
+fn is_own(name: &OsStr) -> bool {
+    name.as_bytes().starts_with(b"_") || is_partition(name)
+}
+
+/// The path beneath an input that [`beneath`] has given way with, if it has: the inverse.
+pub fn not_cleared(cleared: &Path) -> Option<PathBuf> {
+    let path = cleared.as_os_str().as_bytes().strip_prefix(b"_")?;
+    let path = PathBuf::from(OsStr::from_bytes(path));
+    path.iter().next().is_some_and(is_own).then_some(path)
+}
+
+/// The path of a directory in which a file has the name of the component at `depth`: that component gets another one.
+pub fn dir_beside(dir: &Path, depth: usize) -> PathBuf {
+    let renamed = dir.iter().enumerate().map(|(at, name)| match at == depth {
+        true => with_suffix(name, DIR_SUFFIX),
+        false => name.to_os_string(),
+    });
+    renamed.collect()
+}
+
+/// Whether a file that came from directory `came` may lie in directory `lies`, both beneath their roots: some components of that may be
+/// those of [`dir_beside`].
+pub fn is_dir_of(lies: &Path, came: &Path) -> bool {
+    let is_of = |lies: &OsStr, came: &OsStr| {
+        let mut name = came.to_os_string();
+        while name.len() < lies.len() {
+            name = with_suffix(&name, DIR_SUFFIX);
+        }
+        name == lies
+    };
+    lies.iter().count() == came.iter().count()
+        && lies.iter().zip(came).all(|(lies, came)| is_of(lies, came))
 }
 
 /// Where new content of a source that came as `path` goes, if that name is free.
@@ -326,12 +363,6 @@ pub fn changed_path(arrival: &Arrival) -> PathBuf {
         None => default_quarantine_dir(arrival.time_micros),
     };
     base.join(path.parent().unwrap_or(Path::new(""))).join(name)
-}
-
-/// The name a file takes in its own directory on its way out, so that what is unlinked is what was meant.
-pub fn leaving_name(uuid: &str, seq: u64, sidecar: bool) -> OsString {
-    let kind = if sidecar { ".sidecar" } else { "" };
-    format!(".ringest-{uuid}-{seq}{kind}").into()
 }
 
 /// `<stem>.<infix>.<extension>`. A `{timestamp}` at the end counts as one: it stays whole.

@@ -6,6 +6,7 @@
 mod classify;
 mod commit;
 pub mod dirs;
+pub mod hidden;
 pub mod layout;
 pub mod manifest;
 pub mod owed;
@@ -15,7 +16,7 @@ mod report;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, RwLock};
@@ -23,6 +24,7 @@ use std::time::{Duration, Instant};
 
 use crate::failure::{Exit, Failure};
 use crate::io::open::SyncFailed;
+use crate::io::probe::Ctimes;
 use crate::io::{Clock, Disk, Identity};
 use crate::ledger::lmdb::Lmdb;
 use crate::ledger::{Arrival, Commit, Digest, Kept, Ledger, Opening, Owed, SourceEntry, SourceId};
@@ -33,6 +35,7 @@ use crate::trial::{mutants, points};
 
 use commit::{Batch, Needs};
 use dirs::Dirs;
+use hidden::HiddenNames;
 use manifest::ManifestWriter;
 
 pub use classify::{content_key, is_absent, is_stored_copy};
@@ -128,6 +131,8 @@ pub struct RecorderParts<D: Disk, L: Ledger> {
     pub stop: Arc<AtomicBool>,
     /// How long it may wait for room; `None`: as long as it takes.
     pub pause_max: Option<Duration>,
+    /// What ctimes tell on the filesystem of the warehouse.
+    pub ctimes: Ctimes,
 }
 
 /// The recorder.
@@ -150,7 +155,14 @@ pub struct Recorder<D: Disk, L: Ledger> {
     pause_max: Option<Duration>,
     /// How long it has waited for room by now.
     waited: Duration,
-    uuid: String,
+    ctimes: Ctimes,
+    /// Whose files nobody else can change.
+    own_uid: u32,
+    hidden: HiddenNames,
+    /// Removals that are owed up to this number were told of.
+    owed_told: u64,
+    /// Removals for which there was no room in staging.
+    postponed: VecDeque<Owed>,
     next_seq: u64,
     last_time_micros: i64,
     totals: Totals,
@@ -215,7 +227,11 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
             stop: parts.stop,
             pause_max: parts.pause_max,
             waited: Duration::ZERO,
-            uuid: opening.uuid.clone(),
+            ctimes: parts.ctimes,
+            own_uid: rustix::process::geteuid().as_raw(),
+            hidden: HiddenNames::new(&opening.uuid, Some(&opening.secret)),
+            owed_told: opening.owed_told,
+            postponed: VecDeque::new(),
             next_seq: opening.next_seq,
             last_time_micros: opening.last_time_micros,
             totals: opening.totals,

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::failure::Failure;
+use crate::io::open::SyncFailed;
 use crate::io::{Disk, FileStat, Identity, Timestamp};
 use crate::ledger::{Commit, Kept, Ledger, Outcome, Owed, OwedKind, Position};
 use crate::observe::events;
@@ -15,8 +16,12 @@ use crate::pipeline::is_no_room;
 use crate::trial::{mutants, points};
 
 use super::classify::is_absent;
+use super::hidden::Hidden;
 use super::place::name_of;
 use super::{BatchDirs, Item, Recorder, Root, layout};
+
+/// Removals that are tried again with the debts of a batch.
+const POSTPONED_PER_BATCH: usize = 64;
 
 /// How it went.
 enum Removal {
@@ -26,8 +31,10 @@ enum Removal {
     Stays(PathBuf, String),
     /// Not before there is room, and where there is none.
     NoRoom(String),
-    /// Not now.
+    /// Not now: the next start tries again.
     Later,
+    /// Its staging directory has no room for a hidden name. A later batch tries again.
+    Postponed,
 }
 
 /// Why a file was set aside, as its `.reason.json` says it: with card numbers masked, in its path too.
@@ -67,6 +74,8 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
         items: &[Item<D::File>],
     ) -> Result<Commit, Failure> {
         let mut done = Commit::default();
+        let again = self.postponed.len().min(POSTPONED_PER_BATCH);
+        let owed: Vec<Owed> = self.postponed.drain(..again).chain(owed).collect();
         if owed.is_empty() {
             return Ok(done);
         }
@@ -92,13 +101,23 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
             self.go_on();
             match removal {
                 Removal::Gone | Removal::NoRoom(_) => {}
+                Removal::Postponed => {
+                    self.postponed.push_back(owed);
+                    continue;
+                }
                 Removal::Stays(path, reason) => {
                     if !self.keep(&mut dirs, &owed, path, reason, &mut done)? {
                         continue;
                     }
                 }
                 // The row stays; the next start tries again.
-                Removal::Later => continue,
+                Removal::Later => {
+                    let told = done.owed_told.max(Some(owed.seq));
+                    done.owed_told = told.filter(|told| *told > self.owed_told);
+                    let input = self.input_path(owed.source);
+                    self.metrics.owes_removal(&input.join(&owed.path));
+                    continue;
+                }
             }
             done.paid.push((owed.seq, owed.kind));
         }
@@ -122,11 +141,13 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
     ) -> Result<Removal, Failure> {
         let root = Root::Input(owed.source);
         let path = self.input_path(owed.source).join(&owed.path);
-        let failed = |error: io::Error| Failure::io("remove", &path, &error);
         let stays = |error: io::Error| Removal::Stays(owed.path.clone(), error.to_string());
         // It was recorded: until its name is gone it must not be read again.
         let later = |seen: Option<Identity>, reason: &str| {
-            events::file_kept(&path, reason);
+            // An earlier session has said so; `status` goes on to.
+            if owed.seq > self.owed_told {
+                events::file_kept(&path, reason);
+            }
             let by_state = mutants::on("unseen_source_by_state").then_some(owed.identity);
             match seen.or(by_state) {
                 Some(identity) => self.kept.add(&Kept {
@@ -155,19 +176,27 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
         let parent = owed.path.parent().unwrap_or(Path::new(""));
         touched.insert((root, parent.to_path_buf()));
         let name = name_of(&owed.path);
-        let hidden = layout::leaving_name(&self.uuid, owed.seq, owed.kind == OwedKind::Sidecar);
-        let looked = self.disk.stat(&dir, &hidden).and_then(|hidden| {
-            let seen = match hidden {
-                Some(_) => None,
-                None => self.disk.stat(&dir, name)?,
-            };
-            Ok((hidden.is_some(), seen))
-        });
-        let (is_hidden, seen) = match looked {
-            Ok(looked) => looked,
-            Err(error) => return later(None, &error.to_string()),
+        let kind = match owed.kind {
+            OwedKind::Sidecar => Hidden::Sidecar,
+            _ => Hidden::Leaving,
         };
+        let mut hidden = self.hidden.name(kind, owed.seq);
+        let mut is_hidden = false;
+        for name in self.hidden.names(kind, owed.seq) {
+            match self.disk.stat(&dir, &name) {
+                Ok(None) => {}
+                Ok(Some(_)) => {
+                    (hidden, is_hidden) = (name, true);
+                    break;
+                }
+                Err(error) => return later(None, &error.to_string()),
+            }
+        }
         if !is_hidden {
+            let seen = match self.disk.stat(&dir, name) {
+                Ok(seen) => seen,
+                Err(error) => return later(None, &error.to_string()),
+            };
             let Some(seen) = seen else {
                 return Ok(Removal::Gone);
             };
@@ -186,14 +215,19 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
             match self.disk.rename(&dir, name, &dir, &hidden) {
                 Ok(()) => {}
                 Err(error) if is_absent(&error) => return Ok(Removal::Gone),
-                Err(error) if is_no_room(&error) => return Ok(no_room("remove", &path, &error)),
+                Err(error) if is_no_room(&error) => return Ok(Removal::Postponed),
                 Err(error) => return Ok(stays(error)),
             }
         }
         points::reached("source_hidden");
         // That may take long, if the first has to be read: what can change meanwhile is looked at after it.
         let first_stands = self.first_stands(dirs, owed)?;
-        let seen = self.disk.stat(&dir, &hidden).map_err(failed)?;
+        let seen = match self.disk.stat(&dir, &hidden) {
+            Ok(Some(seen)) => Some(seen),
+            // Its uploader has found it, and taken it away.
+            Ok(None) => return Ok(Removal::Gone),
+            Err(error) => return later(None, &error.to_string()),
+        };
         let meant = seen.is_some_and(|seen| is_meant(owed, &seen))
             || mutants::on("hidden_file_not_looked_at");
         let mut denied = None;
@@ -204,7 +238,7 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
                     return Ok(Removal::Gone);
                 }
                 Err(error) if is_absent(&error) => return Ok(Removal::Gone),
-                Err(error) if is_no_room(&error) => return Ok(no_room("remove", &path, &error)),
+                Err(error) if is_no_room(&error) => return Ok(Removal::Postponed),
                 Err(error) => denied = Some(error.to_string()),
             }
         }
@@ -219,11 +253,15 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
                     });
                 }
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-                Err(error) => return Err(failed(error)),
+                Err(error) if is_absent(&error) => return Ok(Removal::Gone),
+                // In a sticky directory what somebody put there is his to move.
+                Err(error) => return later(seen.map(|seen| seen.identity), &error.to_string()),
             }
         }
-        events::file_kept(&path, "its name and the next one are taken");
-        Ok(Removal::Later)
+        later(
+            seen.map(|seen| seen.identity),
+            "its name and the next one are taken",
+        )
     }
 
     /// Whether somebody came back to the file.
@@ -303,7 +341,10 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
             Err(_) => mutants::on("unsynced_state_kept"),
         };
         // What has its name by now is an arrival.
-        let seen = self.look(dirs, root, &path)?;
+        let Ok(seen) = self.look(dirs, root, &path)? else {
+            self.kept.add_unseen(owed);
+            return Ok(false);
+        };
         let Some(seen) = seen.filter(|seen| seen.identity.same_inode(&owed.identity)) else {
             return Ok(true);
         };
@@ -366,6 +407,9 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
             .and_then(|dir| {
                 let name = layout::reason_name(name_of(&owed.path));
                 let file = self.disk.create(&dir, &name)?;
+                if !self.is_begun(&file, &bytes)? && !mutants::on("reason_overwrites") {
+                    return Err(rustix::io::Errno::EXIST.into());
+                }
                 self.disk.write_at(&file, &bytes, 0)?;
                 Ok(file)
             });
@@ -373,6 +417,17 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
             Ok(file) => file,
             Err(error) if is_no_room(&error) => {
                 return Ok(no_room("write the reason of", &path, &error));
+            }
+            Err(error) if SyncFailed::is(&error) => {
+                return Err(Failure::sync("sync the reason of", &path, &error));
+            }
+            // A directory may have its name, or the path be too long: nobody else is to wait for that.
+            Err(error) if is_in_the_way(&error) => {
+                if owed.seq > self.owed_told {
+                    let remedy = "the next start tries again; look at what is in its way";
+                    events::file_failed(&path, "write the reason of", &error.to_string(), remedy);
+                }
+                return Ok(Removal::Later);
             }
             Err(error) => return Err(failed(error)),
         };
@@ -386,6 +441,33 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
         touched.insert((Root::Warehouse, parent.to_path_buf()));
         Ok(Removal::Gone)
     }
+}
+
+impl<D: Disk, L: Ledger> Recorder<D, L> {
+    /// Whether a file is new, or what a crash has left of the one that is to hold `bytes`: some of them, or zeros. Any other was
+    /// set aside under that name.
+    fn is_begun(&self, file: &D::File, bytes: &[u8]) -> io::Result<bool> {
+        let size = self.disk.stat_file(file)?.identity.size;
+        if size == 0 || size > bytes.len() as u64 {
+            return Ok(size == 0);
+        }
+        if self.suspect {
+            self.disk.forget_cached(file).map_err(SyncFailed::mark)?;
+        }
+        let mut there = vec![0; size as usize];
+        let read = self.disk.read_at(file, &mut there, 0)?;
+        let mut pairs = there[..read].iter().zip(bytes);
+        Ok(pairs.all(|(there, wanted)| there == wanted || *there == 0))
+    }
+}
+
+/// Whether an error is that of a name, not of the disk.
+fn is_in_the_way(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    matches!(
+        Errno::from_io_error(error),
+        Some(Errno::ISDIR | Errno::NOTDIR | Errno::EXIST | Errno::NAMETOOLONG | Errno::LOOP)
+    )
 }
 
 fn no_room(operation: &str, path: &Path, error: &io::Error) -> Removal {

@@ -9,7 +9,8 @@ use std::time::Duration;
 use rustix::io::Errno;
 
 use crate::failure::Failure;
-use crate::io::{Disk, FileStat, Timestamp};
+use crate::io::probe::Ctimes;
+use crate::io::{Disk, FileStat, TICK, Timestamp};
 use crate::ledger::{Arrival, Ledger, Outcome, Placement, Position, SourceId};
 use crate::observe::events;
 use crate::pipeline::{Fate, Waiting};
@@ -39,7 +40,14 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
             let placed = match (arrival.placement, &staged.copy) {
                 (Placement::Rename, _) => {
                     // A rename moves whatever has the name by now; most replacements are seen here.
-                    let seen = self.look(dirs, source, &arrival.path)?;
+                    let seen = match self.look(dirs, source, &arrival.path)? {
+                        Ok(seen) => seen,
+                        Err(error) => {
+                            let path = self.source_path(arrival);
+                            item.dropped = Some(fate_of(&error, "look at", &path));
+                            continue;
+                        }
+                    };
                     if seen.is_some_and(|seen| !seen.identity.same_inode(&arrival.identity)) {
                         events::file_changed(
                             &self.source_path(arrival),
@@ -102,8 +110,9 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
             Some(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {
                 match self.look(dirs, Root::Input(arrival.source), &arrival.path)? {
                     // It was the destination's directory that went.
-                    Some(_) => again,
-                    None => Fate::Withdrawn,
+                    Ok(Some(_)) => again,
+                    Ok(None) => Fate::Withdrawn,
+                    Err(error) => fate_of(&error, "look at", &self.source_path(arrival)),
                 }
             }
             // Another filesystem after all, or a file we may read but not take away.
@@ -181,6 +190,11 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
                 Ok(dir) => mutants::forgiven("failed_directory_sync", self.disk.sync_dir(&dir))
                     .map_err(|error| Failure::sync("sync the directory", &place, &error))?,
                 Err(error) if is_absent(&error) => {}
+                // Its owner keeps us out of it. What was done in it becomes durable with everything else there.
+                Err(_) if root != Root::Warehouse => self
+                    .disk
+                    .sync_filesystem(self.root(root)?)
+                    .map_err(|error| Failure::sync("sync the filesystem of", &place, &error))?,
                 Err(error) => return Err(Failure::io("open the directory", &place, &error)),
             }
         }
@@ -200,7 +214,7 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
                 continue;
             }
             let arrival = &item.arrival;
-            let seen = self.look(dirs, Root::Warehouse, &arrival.placed)?;
+            let seen = self.look_in_warehouse(dirs, &arrival.placed)?;
             let staged = item.staged.as_ref();
             let open = staged.map(|staged| &staged.file).or(item.held.as_ref());
             let unbroken =
@@ -210,7 +224,13 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
                 Placement::Copy => copy.map(|copy| copy.identity.mtime),
                 _ => Some(arrival.identity.mtime),
             };
-            if unbroken && seen.is_some_and(|stat| is_as_hashed(arrival, mtime, &stat)) {
+            if unbroken
+                && let Some(seen) = seen
+                && is_as_hashed(arrival, mtime, &seen)
+            {
+                // A copy is open for writing, and so without a lease.
+                let leased = copy.is_none() && open.is_some_and(|file| self.disk.is_leased(file));
+                item.arrival.placed_ctime = self.vouched_ctime(leased, &seen);
                 continue;
             }
             // A placed name was moved by somebody else, or its file was written to.
@@ -262,7 +282,8 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
         }
         let placed = self.placed_path(&arrival);
         let failed = |error: io::Error| Failure::io("take back", &placed, &error);
-        let source_there = self.look(dirs, source, &arrival.path)?.is_some();
+        let source_there = self.look(dirs, source, &arrival.path)?;
+        let source_there = matches!(source_there, Ok(Some(_)));
         let ours = seen.is_some_and(|stat| stat.identity.inode == arrival.placed_inode);
         let source_there = source_there || mutants::on("last_copy_removed");
         if arrival.placement == Placement::Copy && ours && source_there {
@@ -296,24 +317,27 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
                 });
                 Ok(())
             }
-            Err(error) if crate::pipeline::is_no_room(&error) => Err(failed(error)),
-            Err(_) if self.look(dirs, Root::Warehouse, &arrival.placed)?.is_none() => {
+            Err(_) if self.look_in_warehouse(dirs, &arrival.placed)?.is_none() => {
                 events::file_withdrawn(&path, "it was taken away while it was taken back");
                 item.dropped = Some(Fate::Withdrawn);
                 Ok(())
             }
-            // Its name is taken again, its directory went, or it was never there: a copy on another filesystem.
+            // Its name is taken again, its directory went or keeps us out, its owner's quota is used up, or it was never there:
+            // a copy on another filesystem.
             Err(_) => {
-                let aside = layout::changed_path(&arrival);
-                touched.insert((Root::Warehouse, parent(&aside)));
+                let mut aside = layout::changed_path(&arrival);
                 // What was quarantined for another reason may be there already.
                 if arrival.placed != aside {
-                    self.move_name(
+                    let moved = self.move_name(
                         dirs,
                         (Root::Warehouse, &arrival.placed),
                         (Root::Warehouse, &aside),
-                    )?
-                    .map_err(failed)?;
+                    )?;
+                    match moved {
+                        Ok(()) => drop(touched.insert((Root::Warehouse, parent(&aside)))),
+                        // Its uploader chose directories that are too long for that, or whose names files have there.
+                        Err(_) => aside = arrival.placed,
+                    }
                 }
                 self.set_aside(item, aside, seen);
                 Ok(())
@@ -369,26 +393,45 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
         Ok(self.disk.rename(&from, name_of(old), &to, name_of(new)))
     }
 
-    /// Looks at a path; `None` when it or its directory is not there.
+    /// Looks at a path; `None` when it or its directory is not there. The inner error is that of looking: in staging it is
+    /// its uploader's doing, and concerns nothing else.
     pub(super) fn look(
         &self,
         dirs: &mut BatchDirs<D>,
         root: Root,
         path: &Path,
-    ) -> Result<Option<FileStat>, Failure> {
-        let failed = |error: io::Error| {
-            let place = match root {
-                Root::Warehouse => self.warehouse.path.join(path),
-                Root::Input(source) | Root::ClaimedFrom(source) => {
-                    self.input_path(source).join(path)
-                }
-            };
-            Failure::io("look at", &place, &error)
-        };
-        match self.dir_of(dirs, root, path, false)? {
-            Ok(dir) => self.disk.stat(&dir, name_of(path)).map_err(failed),
+    ) -> Result<io::Result<Option<FileStat>>, Failure> {
+        Ok(match self.dir_of(dirs, root, path, false)? {
+            Ok(dir) => self.disk.stat(&dir, name_of(path)),
             Err(error) if is_absent(&error) => Ok(None),
-            Err(error) => Err(failed(error)),
+            Err(error) => Err(error),
+        })
+    }
+
+    /// The same in the warehouse, where nobody else makes or closes directories: an error is final.
+    pub(super) fn look_in_warehouse(
+        &self,
+        dirs: &mut BatchDirs<D>,
+        path: &Path,
+    ) -> Result<Option<FileStat>, Failure> {
+        let failed = |error| Failure::io("look at", &self.warehouse.path.join(path), &error);
+        self.look(dirs, Root::Warehouse, path)?.map_err(failed)
+    }
+
+    /// The ctime of a file that holds what was hashed, if every later change will show in it; else zero. Nobody may have been able to
+    /// write to it since it was read: because of its lease, or because it is ours alone.
+    fn vouched_ctime(&self, leased: bool, seen: &FileStat) -> Timestamp {
+        let ours = seen.uid == self.own_uid && seen.mode & 0o022 == 0;
+        let ctime = seen.identity.ctime;
+        let age_nanos = i128::from(self.clock.now_micros()) * 1000 - ctime.as_nanos();
+        let tells = match self.ctimes {
+            Ctimes::Exact => true,
+            Ctimes::Coarse => age_nanos >= TICK.as_nanos() as i128,
+            Ctimes::Silent => false,
+        };
+        match (leased || ours) && tells {
+            true => ctime,
+            false => Timestamp::default(),
         }
     }
 }

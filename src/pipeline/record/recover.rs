@@ -10,6 +10,7 @@
 //! | 4, 5 | the same, and its source too (a rename of which one directory is durable) | removes the source name, goes on |
 //! | 4, 5 | intent, its inode at the destination, digest wrong | undoes it |
 //! | undo | another inode at the destination of a rename, and at its source too | removes the destination name |
+//! | any | a source that cannot be looked at: its uploader has closed its directory | takes it for there where something would be given up, for gone where something would be removed |
 //! | 4, 5 | another inode at the destination of a copy | leaves it; drops the intent |
 //! | 4, 5 | another inode at the destination of a rename (a file that replaced the source was moved instead) | undoes it |
 //! | undo | intent, its inode at its place in quarantine | records it as quarantined |
@@ -31,8 +32,9 @@ use crate::observe::metrics::Count;
 use crate::pipeline::Fate;
 use crate::trial::{mutants, points};
 
-use super::classify::is_absent;
+use super::classify::{is_absent, is_of_device};
 use super::commit::Batch;
+use super::hidden::Hidden;
 use super::place::{name_of, parent};
 use super::{BatchDirs, Item, Recorder, Root, layout};
 
@@ -47,6 +49,8 @@ enum AtSource {
     Same,
     /// Another file.
     Other,
+    /// Nobody can tell: its uploader keeps us out of its directory.
+    Unknown,
 }
 
 /// What is at an intent's destination.
@@ -109,14 +113,14 @@ fn decide(
         // cut may have brought the source back.
         (Placement::Rename, D::Other, _, false) => Action::Undo,
         (_, D::Absent | D::Other, S::Absent, false) => Action::Withdrawn,
-        (_, D::Absent | D::Other, S::Same | S::Other, false) => Action::Drop,
+        (_, D::Absent | D::Other, S::Same | S::Other | S::Unknown, false) => Action::Drop,
         (Placement::Rename, D::Good, S::Same, _) => Action::RemoveSourceAndFinish,
         (_, D::Good, _, _) => Action::Finish,
         (Placement::Rename, D::Bad, S::Same, _) => Action::RemoveDestination,
         (Placement::Rename | Placement::None, D::Bad, _, _) => Action::Undo,
         // A bad copy is worth something only if nothing else is left of the file.
         (Placement::Copy, D::Bad, S::Same | S::Other, _) => Action::RemoveDestination,
-        (Placement::Copy, D::Bad, S::Absent, _) => Action::Undo,
+        (Placement::Copy, D::Bad, S::Absent | S::Unknown, _) => Action::Undo,
     }
 }
 
@@ -164,6 +168,7 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
         points::reached("recovery_paid");
         self.later.paid.extend(paid.paid);
         self.later.kept.extend(paid.kept);
+        self.later.owed_told = self.later.owed_told.max(paid.owed_told);
         self.later_waits = true;
         self.commit_later()?;
         points::reached("recovered");
@@ -228,26 +233,52 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
     ) -> Result<(), Failure> {
         let root = Root::Input(intent.source);
         let parent = intent.path.parent().unwrap_or(Path::new(""));
-        let hidden = parent.join(layout::leaving_name(&self.uuid, intent.seq, false));
+        let mut names = self.hidden.names(Hidden::Leaving, intent.seq);
+        let hidden = loop {
+            let Some(name) = names.next() else {
+                return Ok(());
+            };
+            let hidden = parent.join(name);
+            match self.look(dirs, root, &hidden)? {
+                Ok(Some(_)) => break hidden,
+                Err(error) if is_of_device(&error) => {
+                    return Err(Failure::io("look at", &self.source_path(intent), &error));
+                }
+                _ => {}
+            }
+        };
         let ours = |seen: FileStat| seen.identity.same_inode(&intent.identity);
-        if !self.look(dirs, root, &hidden)?.is_some_and(ours) || mutants::on("hidden_source_left") {
+        let seen = self.look(dirs, root, &hidden)?;
+        if !seen.is_ok_and(|seen| seen.is_some_and(ours)) || mutants::on("hidden_source_left") {
             return Ok(());
         }
         touched.insert((root, parent.to_path_buf()));
         let path = self.source_path(intent);
-        let failed = |error: std::io::Error| Failure::io("give its name back to", &path, &error);
+        let remedy = "it stays under its hidden name; check the permissions of its directory";
         let numbered = parent.join(layout::numbered(name_of(&intent.path), intent.seq));
         for name in [&intent.path, &numbered] {
             match self.move_name(dirs, (root, &hidden), (root, name))? {
+                Ok(()) => return Ok(()),
                 Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
-                moved => return moved.map_err(failed),
+                Err(error) if is_of_device(&error) => {
+                    return Err(Failure::io("give its name back to", &path, &error));
+                }
+                Err(error) => {
+                    events::file_failed(&path, "give its name back to", &error.to_string(), remedy);
+                    return Ok(());
+                }
             }
             // A second name would keep it from being recorded, or wait in staging for ever once it was set aside.
             for twin in [&intent.placed, &layout::changed_path(intent)] {
-                let seen = self.look(dirs, Root::Warehouse, twin)?;
+                let seen = self.look_in_warehouse(dirs, twin)?;
                 if seen.is_some_and(ours) && !mutants::on("hidden_twin_left") {
-                    let dir = self.dir_of(dirs, root, &hidden, false)?.map_err(failed)?;
-                    return self.disk.unlink(&dir, name_of(&hidden)).map_err(failed);
+                    let removed = self
+                        .dir_of(dirs, root, &hidden, false)?
+                        .and_then(|dir| self.disk.unlink(&dir, name_of(&hidden)));
+                    if let Err(error) = removed {
+                        events::file_failed(&path, "remove", &error.to_string(), remedy);
+                    }
+                    return Ok(());
                 }
             }
         }
@@ -266,10 +297,10 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
         if aside == intent.placed || mutants::on("set_aside_file_left_at_destination") {
             return Ok(());
         }
-        let Some(seen) = self.look(dirs, Root::Warehouse, &aside)? else {
+        let Some(seen) = self.look_in_warehouse(dirs, &aside)? else {
             return Ok(());
         };
-        let placed = self.look(dirs, Root::Warehouse, &intent.placed)?;
+        let placed = self.look_in_warehouse(dirs, &intent.placed)?;
         if !placed.is_some_and(|placed| placed.identity.same_file(&seen.identity)) {
             return Ok(());
         }
@@ -290,17 +321,22 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
         held: &mut Option<D::File>,
     ) -> Result<Action, Failure> {
         let at_source = self.look(dirs, Root::Input(intent.source), &intent.path)?;
-        let mut source = match at_source {
-            None => AtSource::Absent,
-            Some(seen)
+        let mut source = match &at_source {
+            Err(error) if is_of_device(error) => {
+                return Err(Failure::io("look at", &self.source_path(intent), error));
+            }
+            Err(_) => AtSource::Unknown,
+            Ok(None) => AtSource::Absent,
+            Ok(Some(seen))
                 if seen.identity.same_inode(&intent.identity)
                     || mutants::on("source_inode_unchecked") =>
             {
                 AtSource::Same
             }
-            Some(_) => AtSource::Other,
+            Ok(Some(_)) => AtSource::Other,
         };
-        let destination = match self.look(dirs, Root::Warehouse, &intent.placed)? {
+        let at_source = at_source.unwrap_or(None);
+        let destination = match self.look_in_warehouse(dirs, &intent.placed)? {
             None => AtDestination::Absent,
             Some(seen)
                 if seen.identity.inode != intent.placed_inode
@@ -322,8 +358,7 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
         };
         let aside = layout::changed_path(intent);
         // What is quarantined for another reason may have that very name; then nothing needs to be moved.
-        let set_aside =
-            aside != intent.placed && self.look(dirs, Root::Warehouse, &aside)?.is_some();
+        let set_aside = aside != intent.placed && self.look_in_warehouse(dirs, &aside)?.is_some();
         let placement = intent.placement;
         let action = decide(placement, source, destination, set_aside);
         let case = (placement, source, destination, set_aside);
@@ -392,8 +427,10 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
             }
             Action::RemoveSourceAndFinish => {
                 // Both names are durable: after a kill everything was synced first, after a power cut they were on the disk.
-                self.unlink_exactly(dirs, source, &arrival)?;
                 touched.insert((source, parent(&arrival.path)));
+                if !self.unlink_exactly(dirs, source, &arrival)? {
+                    return self.act(Action::RemoveDestination, dirs, item, touched, recovery);
+                }
                 recovery.finished += 1;
                 "finished"
             }
@@ -412,14 +449,14 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
                 "undone"
             }
             Action::Undo => {
-                let seen = self.look(dirs, Root::Warehouse, &arrival.placed)?;
+                let seen = self.look_in_warehouse(dirs, &arrival.placed)?;
                 self.undo(dirs, item, seen, touched)?;
                 recovery.undone += 1;
                 "undone"
             }
             Action::FinishSetAside => {
                 let aside = layout::changed_path(&arrival);
-                let seen = self.look(dirs, Root::Warehouse, &aside)?;
+                let seen = self.look_in_warehouse(dirs, &aside)?;
                 self.set_aside(item, aside, seen);
                 recovery.undone += 1;
                 "quarantined"
@@ -429,38 +466,61 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
         Ok(())
     }
 
-    /// Removes the source name of a file that is durable in the warehouse under its other name.
+    /// Removes the source name of a file that is durable in the warehouse under its other name. False: it cannot be
+    /// removed, and is still there.
     fn unlink_exactly(
         &self,
         dirs: &mut BatchDirs<D>,
         root: Root,
         arrival: &Arrival,
-    ) -> Result<(), Failure> {
+    ) -> Result<bool, Failure> {
         let path = self.source_path(arrival);
-        let failed = |error| Failure::io("remove", &path, &error);
-        let dir = self
-            .dir_of(dirs, root, &arrival.path, false)?
-            .map_err(failed)?;
+        let remedy = "check the permissions of its directory";
+        let failed = |operation, error: std::io::Error| {
+            events::file_failed(&path, operation, &error.to_string(), remedy);
+        };
+        let dir = match self.dir_of(dirs, root, &arrival.path, false)? {
+            Ok(dir) => dir,
+            Err(error) if is_absent(&error) => return Ok(true),
+            Err(error) => {
+                failed("remove", error);
+                return Ok(false);
+            }
+        };
         let name = name_of(&arrival.path);
-        let hidden = layout::leaving_name(&self.uuid, arrival.seq, false);
+        let hidden = self.hidden.name(Hidden::Leaving, arrival.seq);
         match self.disk.rename(&dir, name, &dir, &hidden) {
+            Ok(()) => {}
             // Its uploader took it away just now.
-            Err(error) if is_absent(&error) => return Ok(()),
-            renamed => renamed.map_err(failed)?,
+            Err(error) if is_absent(&error) => return Ok(true),
+            Err(error) => {
+                failed("remove", error);
+                return Ok(false);
+            }
         }
-        let seen = self.disk.stat(&dir, &hidden).map_err(failed)?;
+        let seen = self.disk.stat(&dir, &hidden).unwrap_or(None);
         let ours = seen.is_some_and(|seen| seen.identity.same_inode(&arrival.identity));
         if ours || mutants::on("replaced_source_removed") {
-            return self.disk.unlink(&dir, &hidden).map_err(failed);
-        }
-        match self.disk.rename(&dir, &hidden, &dir, name) {
-            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
-                let numbered = layout::numbered(name, arrival.seq);
-                self.disk.rename(&dir, &hidden, &dir, &numbered)
+            match self.disk.unlink(&dir, &hidden) {
+                Ok(()) => return Ok(true),
+                Err(error) if is_absent(&error) => return Ok(true),
+                Err(error) => failed("remove", error),
             }
-            renamed => renamed,
         }
-        .map_err(failed)
+        // Somebody else's, or not to be removed: it gets its name back, or the next one.
+        let numbered = layout::numbered(name, arrival.seq);
+        for name in [name, &numbered] {
+            match self.disk.rename(&dir, &hidden, &dir, name) {
+                Ok(()) => return Ok(!ours),
+                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+                Err(error) => {
+                    failed("give its name back to", error);
+                    break;
+                }
+            }
+        }
+        // The look before commit B finds a second name, if it is ours, and takes the file back.
+        Ok(true)
     }
 
     /// Leaves void rows for numbers that were given out and never used: those of arrivals without a placement in a
@@ -518,7 +578,7 @@ mod tests {
         use AtSource as S;
         let mut combinations = 0;
         for placement in [Placement::Rename, Placement::Copy] {
-            for source in [S::Absent, S::Same, S::Other] {
+            for source in [S::Absent, S::Same, S::Other, S::Unknown] {
                 for destination in [D::Absent, D::Good, D::Bad, D::Other] {
                     for set_aside in [false, true] {
                         combinations += 1;
@@ -538,7 +598,8 @@ mod tests {
                         }
                         // A destination name is removed only where it is ours and staging has a file.
                         if action == Action::RemoveDestination {
-                            assert!(destination == D::Bad && source != S::Absent, "{case:?}");
+                            assert_eq!(destination, D::Bad, "{case:?}");
+                            assert!(matches!(source, S::Same | S::Other), "{case:?}");
                             assert!(
                                 placement == Placement::Copy || source == S::Same,
                                 "{case:?}"
@@ -568,6 +629,6 @@ mod tests {
                 }
             }
         }
-        assert_eq!(combinations, 48);
+        assert_eq!(combinations, 64);
     }
 }

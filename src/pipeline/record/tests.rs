@@ -1,6 +1,7 @@
 //! Recovery on a real disk, from states that a crash leaves and that are hard to hit with a kill.
 
 use std::collections::HashMap;
+use std::ffi::OsString;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -10,6 +11,7 @@ use sha2::Digest as _;
 
 use crate::failure::{Exit, Failure};
 use crate::io::clock::WallClock;
+use crate::io::probe::Ctimes;
 use crate::io::{Clock, RealDisk, open, stat};
 use crate::ledger::lmdb::Lmdb;
 use crate::ledger::{
@@ -21,6 +23,7 @@ use crate::observe::metrics::Metrics;
 use crate::settings::Durability;
 use crate::verify::{Scope, verify};
 
+use super::hidden::Hidden;
 use super::{KeptSet, Place, Recorder, RecorderParts, layout};
 
 struct Site {
@@ -55,6 +58,13 @@ impl Site {
 
     fn path(&self, name: &str) -> PathBuf {
         self.root.path().join(name)
+    }
+
+    /// What the source of an arrival is called on its way out.
+    fn hidden(&self, seq: u64) -> OsString {
+        let mut ledger = self.ledger();
+        ledger.secret_or_new().unwrap();
+        ledger.hidden_names().unwrap().name(Hidden::Leaving, seq)
     }
 
     fn partition(&self) -> PathBuf {
@@ -95,6 +105,7 @@ impl Site {
             time_micros: self.time_micros,
             counts: Counts::default(),
             aside: None,
+            placed_ctime: Default::default(),
         });
         self.seq += 1;
     }
@@ -168,6 +179,7 @@ impl Site {
             suspect: false,
             stop: Arc::default(),
             pause_max: None,
+            ctimes: Ctimes::Exact,
         };
         let mut recorder: Recorder<RealDisk, Lmdb> = Recorder::new(parts, &opening);
         let recovered = recorder.recover(&opening)?;
@@ -387,7 +399,7 @@ fn a_file_under_both_names_is_finished_also_if_its_source_was_on_its_way_out() {
         site.commit_intents();
         fs::hard_link(site.staged("a.csv"), site.placed("a.csv")).unwrap();
         if hidden {
-            let hidden = layout::leaving_name("0123456789abcdef", 1, false);
+            let hidden = site.hidden(1);
             let hidden = site.path("staging").join(hidden);
             fs::rename(site.staged("a.csv"), hidden).unwrap();
         }
@@ -520,7 +532,7 @@ fn a_hidden_source_gets_the_next_name_if_it_is_all_that_is_left_and_its_own_is_t
     let mut site = Site::new();
     site.intent("a.csv", "hashed");
     site.commit_intents();
-    let hidden = layout::leaving_name("0123456789abcdef", 1, false);
+    let hidden = site.hidden(1);
     let hidden = site.path("staging").join(hidden);
     fs::rename(site.staged("a.csv"), hidden).unwrap();
     fs::write(site.staged("a.csv"), "newer").unwrap();
@@ -533,7 +545,7 @@ fn a_hidden_source_gets_the_next_name_if_it_is_all_that_is_left_and_its_own_is_t
 fn a_hidden_file_that_is_not_what_was_recorded_waits_until_a_name_is_free() {
     let mut site = Site::new();
     site.intent("a.csv", "newer");
-    let hidden = layout::leaving_name("0123456789abcdef", 1, false);
+    let hidden = site.hidden(1);
     fs::write(site.path("staging").join(&hidden), "another").unwrap();
     fs::write(site.staged("a.csv.1"), "newest").unwrap();
     site.commit(Commit {
@@ -616,4 +628,93 @@ fn an_intent_of_a_source_that_the_ledger_does_not_know_stops_the_start() {
     let failure = site.try_recover().unwrap_err();
     assert_eq!(failure.exit, Exit::Config, "{failure}");
     assert_eq!(site.names("staging"), ["a.csv"]);
+}
+
+#[test]
+fn a_hidden_name_that_an_earlier_version_gave_is_found() {
+    let mut site = Site::new();
+    site.intent("a.csv", "content");
+    site.commit(Commit {
+        owed: vec![site.owed(1, OwedKind::Sidecar)],
+        next_seq: 2,
+        ..Commit::default()
+    });
+    // The ledger gets its secret at the next start.
+    let untagged = ".ringest-0123456789abcdef-1.sidecar";
+    fs::rename(site.staged("a.csv"), site.path("staging").join(untagged)).unwrap();
+    assert_eq!(site.recover().owed, 1);
+    assert_eq!(site.names("staging"), [""; 0]);
+    assert_eq!(site.ledger().owed().unwrap(), []);
+    // From then on such a name is anybody's.
+    site.intent("b.csv", "content");
+    site.commit(Commit {
+        owed: vec![site.owed(2, OwedKind::Sidecar)],
+        next_seq: 3,
+        ..Commit::default()
+    });
+    let squatted = ".ringest-0123456789abcdef-2.sidecar";
+    fs::create_dir(site.path("staging").join(squatted)).unwrap();
+    site.recover();
+    assert_eq!(site.names("staging"), [squatted]);
+    assert_eq!(site.ledger().owed().unwrap(), []);
+}
+
+#[test]
+fn a_source_that_nobody_can_look_at_is_not_given_up() {
+    let mut site = Site::new();
+    site.intent("a.csv", "hashed");
+    site.intent("b.csv", "hashed too");
+    site.copied("torn");
+    // Whoever closes a directory does not keep root out. A name that is too long does.
+    for intent in &mut site.intents {
+        intent.path = format!("{}/a.csv", "x".repeat(300)).into();
+    }
+    site.commit_intents();
+    let recovered = site.recover();
+    assert_eq!((recovered.dropped, recovered.withdrawn), (1, 0));
+    // What may be the last copy is set aside, torn as it is, and its source is not to go.
+    assert!(matches!(site.outcome(2), Some(Outcome::Quarantine { .. })));
+    assert_eq!(site.recover(), Recovered::default());
+}
+
+#[test]
+fn a_reason_is_not_written_over_what_was_set_aside_under_its_name() {
+    let mut site = Site::new();
+    site.intent("a.csv", "content");
+    site.commit_intents();
+    site.place("a.csv");
+    site.recover();
+    let first = site.record(1).unwrap();
+    let duplicate = Arrival {
+        seq: 2,
+        outcome: Outcome::Duplicate { of: 1 },
+        placed: first.placed.with_file_name("b.csv"),
+        ..first
+    };
+    site.intent("b.csv", "content");
+    site.commit(Commit {
+        records: vec![Record {
+            seq: 2,
+            state: RecordState::Done {
+                arrival: duplicate,
+                line: None,
+            },
+        }],
+        owed: vec![site.owed(2, OwedKind::Reason)],
+        next_seq: 3,
+        ..Commit::default()
+    });
+    let reason = site.placed("b.csv.reason.json");
+    fs::write(&reason, "somebody's").unwrap();
+    site.recover();
+    assert_eq!(read(&reason), "somebody's");
+    fs::remove_file(&reason).unwrap();
+    fs::create_dir(&reason).unwrap();
+    site.recover();
+    fs::remove_dir(&reason).unwrap();
+    // What a crash has left of it is ended.
+    fs::write(&reason, "{\n  \"rule\": \"dup\0\0\0").unwrap();
+    site.recover();
+    assert!(read(&reason).contains("same content as arrival 1"));
+    assert_eq!(site.ledger().owed().unwrap(), []);
 }
