@@ -22,7 +22,7 @@ use crate::ledger::{
     Arrival, ContentKey, Counts, Digest, Kept, Outcome, RecordState, SourceEntry, SourceId,
 };
 use crate::observe::control;
-use crate::pipeline::read::checks::{self, Judgement};
+use crate::pipeline::read::checks::{self, Asked, Judgement};
 use crate::pipeline::read::digest::{self, Stream};
 use crate::pipeline::read::inspect::Inspection;
 use crate::pipeline::read::judge::judge;
@@ -364,13 +364,17 @@ pub fn examine(
     let judged = judge(&digest, claimed.as_ref(), inspection);
     let counts = *judged.as_ref().unwrap_or(&Counts::default());
     let mut finding = judged.err();
-    if finding.is_none() {
-        let asked = checks::judge(
-            &source.content,
-            file.as_fd(),
-            shown,
-            &AtomicBool::new(false),
-        );
+    if finding.is_none() && source.content.command.is_some() {
+        let asked = open::again(&file).and_then(|handed| {
+            let asked = Asked {
+                hashed: file.as_fd(),
+                handed,
+                path: shown,
+                source: &source.name,
+                digest: &digest,
+            };
+            checks::judge(&source.content, &asked, &AtomicBool::new(false))
+        });
         if let Judgement::Refused(refused) = asked.map_err(failed("run check_command for"))? {
             finding = Some(refused);
         }

@@ -89,6 +89,7 @@ impl Ingest {
             .stdout(Stdio::null())
             .stderr(Stdio::piped());
         child::end_with_this_thread(&mut command, Signal::TERM);
+        child::inherit_only(&mut command, None);
         let (began, began_at) = (Instant::now(), SystemTime::now());
         let mut child = command.spawn()?;
         let stderr = child.stderr.take().expect("it was asked for");

@@ -158,6 +158,10 @@ pub struct Cli {
     #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
 
+    /// Use settings, schemas and commands that others than root and this user may write [env: RINGEST_TRUST_CONFIG]
+    #[arg(long, global = true)]
+    trust_config: bool,
+
     #[command(subcommand)]
     command: Subcommands,
 }
@@ -524,6 +528,7 @@ impl Cli {
     pub fn load(self, environment: Vec<(OsString, OsString)>) -> Result<Command, SettingsError> {
         let raw = RawSettings {
             config: self.config,
+            trust_config: self.trust_config,
             environment,
             ..RawSettings::default()
         };
@@ -640,6 +645,7 @@ impl BenchArgs {
                 flags: flags.clone(),
                 config,
                 environment,
+                trust_config: raw.trust_config,
                 ..RawSettings::default()
             }
             .resolve(Purpose::Flow)
@@ -671,6 +677,7 @@ impl BenchArgs {
         // That of a settings file is the service's.
         let hlog = flags.remove("hlog").and(settled.settings.hlog.clone());
         let config = raw.config.iter().map(|path| bench::flag("config", path));
+        let trust = raw.trust_config.then(|| "--trust-config".into());
         let words = flags
             .into_iter()
             .flat_map(|(key, words)| of_key(key, words));
@@ -690,7 +697,7 @@ impl BenchArgs {
             elsewhere,
             keep: self.keep,
             hlog,
-            arguments: config.chain(words).collect(),
+            arguments: config.chain(trust).chain(words).collect(),
             settings: settled.settings,
         };
         Ok(Command::Bench {
@@ -833,7 +840,14 @@ mod tests {
             own.sort();
             assert_eq!(
                 own,
-                ["config", "json", "manifests", "state-path", "warehouse"],
+                [
+                    "config",
+                    "json",
+                    "manifests",
+                    "state-path",
+                    "trust-config",
+                    "warehouse"
+                ],
                 "{name}"
             );
         }

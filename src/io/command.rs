@@ -1,10 +1,13 @@
 //! Runs a program that may hang, start others or write without end: for a limited time, and keeping a limited part of what it writes.
 //!
+//! It starts with nothing of this process but what it is given: a descriptor, and what the caller says of environment and working
+//! directory.
+//!
 //! The program leads a process group of its own. When it has ended, or has to, all that is in the group is killed, and what has left
 //! it ([`strays`](super::strays)); the program itself is killed, too, when the thread that started it ends.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -53,11 +56,17 @@ pub struct Ran {
     pub written: Vec<u8>,
 }
 
-/// Runs a command with nothing on its stdin, until it ends, `timeout` is over or `give_up` is set.
+/// Runs a command with nothing on its stdin and `handed` as its only further descriptor, under the number that it has here, until it
+/// ends, `timeout` is over or `give_up` is set.
 ///
 /// # Errors
 /// It could not be started or watched. What was started is killed.
-pub fn run(mut command: Command, timeout: Duration, give_up: &AtomicBool) -> io::Result<Ran> {
+pub fn run(
+    mut command: Command,
+    handed: BorrowedFd<'_>,
+    timeout: Duration,
+    give_up: &AtomicBool,
+) -> io::Result<Ran> {
     let deadline = Instant::now() + timeout;
     let (output, input) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
     rustix::io::ioctl_fionbio(&output, true)?;
@@ -68,6 +77,8 @@ pub fn run(mut command: Command, timeout: Duration, give_up: &AtomicBool) -> io:
         .process_group(0);
     child::end_with_this_thread(&mut command, Signal::KILL);
     child::with_former_limit(&mut command);
+    child::inherit_only(&mut command, Some(handed.as_raw_fd()));
+    child::without_capabilities(&mut command);
     let brand = Brand::mark(&mut command);
     let leader = command.spawn()?;
     let pid = Pid::from_child(&leader);
@@ -237,7 +248,12 @@ mod tests {
     fn shell(script: &str, timeout: Duration) -> Ran {
         let mut command = Command::new("/bin/sh");
         command.args(["-c", script]);
-        run(command, timeout, &AtomicBool::new(false)).expect("it runs")
+        start(command, timeout, &AtomicBool::new(false)).expect("it runs")
+    }
+
+    fn start(command: Command, timeout: Duration, give_up: &AtomicBool) -> io::Result<Ran> {
+        let file = tempfile::tempfile()?;
+        run(command, file.as_fd(), timeout, give_up)
     }
 
     const LONG: Duration = Duration::from_secs(600);
@@ -321,7 +337,7 @@ mod tests {
     fn a_run_is_given_up() {
         let mut command = Command::new("sleep");
         command.arg("1000");
-        let ran = run(command, LONG, &AtomicBool::new(true)).unwrap();
+        let ran = start(command, LONG, &AtomicBool::new(true)).unwrap();
         assert_eq!(ran.end, End::GivenUp);
     }
 
@@ -337,7 +353,7 @@ mod tests {
                 std::thread::sleep(Duration::from_millis(50));
                 stop.store(true, Ordering::Relaxed);
             });
-            let ran = run(command, LONG, &give_up).unwrap();
+            let ran = start(command, LONG, &give_up).unwrap();
             stopper.join().unwrap();
             assert_eq!(ran.end, End::GivenUp, "{script}");
         }
@@ -346,7 +362,7 @@ mod tests {
 
     #[test]
     fn what_cannot_be_started_is_an_error() {
-        let missing = run(
+        let missing = start(
             Command::new("/nowhere/at/all"),
             LONG,
             &AtomicBool::new(false),

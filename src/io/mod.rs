@@ -20,6 +20,7 @@ pub mod priority;
 pub mod probe;
 pub mod read_engine;
 pub mod reserve;
+pub mod scratch;
 pub mod stat;
 pub mod strays;
 

@@ -48,6 +48,18 @@ pub fn root_dir(path: &Path) -> io::Result<OwnedFd> {
     )?)
 }
 
+/// Opens a file once more, for reading alone: offset and flags are the new descriptor's own, and it holds no lease.
+///
+/// # Errors
+/// This user may not read it (any more), or there is no `/proc`.
+pub fn again(file: impl AsFd) -> io::Result<OwnedFd> {
+    Ok(rustix::fs::open(
+        proc_path(file),
+        OFlags::RDONLY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?)
+}
+
 /// Makes a directory and what is missing above it, each durable in its parent.
 pub fn make_dirs(path: &Path) -> io::Result<()> {
     match std::fs::create_dir(path) {
@@ -103,7 +115,7 @@ fn open(root: impl AsFd, path: &OsStr, flags: OFlags) -> io::Result<OwnedFd> {
     Err(Errno::AGAIN.into())
 }
 
-/// Where an inode without a name can be linked from: through its descriptor.
+/// The path of a descriptor: where an inode can be linked from, or opened again, whatever its names are.
 pub fn proc_path(fd: impl AsFd) -> OsString {
     use std::os::fd::AsRawFd;
     format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd()).into()

@@ -981,7 +981,10 @@ fn open_env(dir: &Path, flags: EnvFlags) -> Result<Env<WithoutTls>, Failure> {
             options.open(dir)
         };
         match opened {
-            Ok(env) => return Ok(env),
+            Ok(env) => {
+                keep_from_children(dir);
+                return Ok(env);
+            }
             // A limit on address space: ask for less.
             Err(heed::Error::Io(error))
                 if error.raw_os_error() == Some(libc::ENOMEM) && map_bytes > 64 << 20 =>
@@ -991,6 +994,13 @@ fn open_env(dir: &Path, flags: EnvFlags) -> Result<Env<WithoutTls>, Failure> {
             Err(error) => return Err(damaged(dir, "open the ledger in", &error)),
         }
     }
+}
+
+/// Keeps the ledger from child processes: LMDB opens its data file without O_CLOEXEC, for writing. Best effort, as where there is no
+/// `/proc`: no child gets a descriptor that it is not handed ([`child::inherit_only`](crate::io::child::inherit_only)).
+fn keep_from_children(dir: &Path) {
+    let files = ["data.mdb", "lock.mdb"].map(|name| dir.join(name));
+    let _ = crate::io::child::close_on_exec(&files.each_ref().map(|path| &**path));
 }
 
 /// Refuses a data file that LMDB would map beyond its end.

@@ -152,6 +152,18 @@ pub fn file_failed(path: &Path, operation: &str, cause: &str, remedy: &str) {
     }
 }
 
+/// A `check_command` has left something in its working directory that cannot be removed.
+pub fn check_left(path: &Path, cause: &str) {
+    if enabled!(Level::WARN) && first_this_hour("check_left", Path::new("")) {
+        warn!(
+            event = "check_left",
+            path = &*path.to_string_lossy(),
+            cause,
+            remedy = "remove it by hand",
+        );
+    }
+}
+
 /// A file that `--once` could not settle and leaves behind.
 pub fn leftover(path: &Path, reason: &str) {
     info!(

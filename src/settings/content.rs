@@ -1,5 +1,7 @@
 //! What a source expects of the content of its files.
 
+use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -71,8 +73,10 @@ impl FromIterator<String> for MaskedFields {
 pub struct CommandRule {
     /// Its file.
     pub program: PathBuf,
-    /// What it is given before the path of the file.
+    /// What it is given before the file.
     pub arguments: Vec<String>,
+    /// Its environment, but for what is different for each file.
+    pub environment: Vec<(OsString, OsString)>,
     /// Longest time that it may run.
     pub timeout: Duration,
     /// How many may run at a time, from 1.
@@ -133,6 +137,79 @@ pub(super) fn character(word: &str) -> Option<u8> {
     }
 }
 
+/// The variables that tell a command of its file: the path that people know it by, its name, its source, its SHA-256.
+pub const CHECK_VARIABLES: [&str; 4] = [
+    "RINGEST_CHECK_PATH",
+    "RINGEST_CHECK_NAME",
+    "RINGEST_CHECK_SOURCE",
+    "RINGEST_CHECK_SHA256",
+];
+
+/// What a command has in its environment whatever is said, if the service has none of it.
+const ENVIRONMENT: [(&str, &str); 2] = [
+    ("PATH", "/usr/local/bin:/usr/bin:/bin"),
+    ("LANG", "C.UTF-8"),
+];
+
+/// The environment of a command, out of that of the service: [`ENVIRONMENT`], and what is said: `NAME`, or `NAME=VALUE`.
+pub(super) fn environment<'a>(
+    words: impl Iterator<Item = &'a str>,
+    service: &[(OsString, OsString)],
+) -> Vec<(OsString, OsString)> {
+    let of_service = |name: &str| {
+        let found = service.iter().find(|(known, _)| known == name);
+        found.map(|(_, value)| value.clone())
+    };
+    let mut environment = BTreeMap::new();
+    for (name, otherwise) in ENVIRONMENT {
+        let value = of_service(name).filter(|value| !value.is_empty());
+        environment.insert(name.into(), value.unwrap_or_else(|| otherwise.into()));
+    }
+    for word in words {
+        let (name, value) = match word.split_once('=') {
+            Some((name, value)) => (name, Some(value.into())),
+            None => (word, of_service(word)),
+        };
+        if let Some(value) = value {
+            environment.insert(OsString::from(name), value);
+        }
+    }
+    environment.into_iter().collect()
+}
+
+/// Whether a word names a variable for a command, with or without its value.
+///
+/// # Errors
+/// What it should be instead.
+pub(super) fn variable(word: &str) -> Result<(), String> {
+    let name = word.split('=').next().unwrap_or_default();
+    if name.is_empty() || word.contains('\0') {
+        return Err("it is NAME, for the value that ringest has, or NAME=VALUE".into());
+    }
+    match name.starts_with("RINGEST_CHECK_") {
+        true => Err("variables that begin with RINGEST_CHECK_ are ringest's own".into()),
+        false => Ok(()),
+    }
+}
+
+/// An argument of a command. As in the word of a program, a slash makes it a path; a relative one begins at the working directory of
+/// the service, where the command does not run.
+pub(super) fn argument(word: &str) -> String {
+    let path = Path::new(word);
+    if path.is_relative() && word.contains('/') && path.exists() {
+        // A name of the working directory that is not UTF-8 cannot be told from here: the word stays.
+        if let Some(path) = absolute(path).to_str() {
+            return path.into();
+        }
+    }
+    word.into()
+}
+
+/// Whether an argument is no path, by the rule of [`argument`], and yet the name of a file where the service runs.
+pub(super) fn may_be_lost(word: &str) -> bool {
+    !word.contains('/') && Path::new(word).is_file()
+}
+
 /// The file of a program: of that path or, of a name without a slash, the first in `PATH`.
 ///
 /// # Errors
@@ -156,4 +233,60 @@ pub(super) fn program(word: &str) -> Result<PathBuf, String> {
         .map(|directory| absolute(&directory.join(word)))
         .find(|path| runs(path).is_ok())
         .ok_or_else(|| format!("there is no program {word:?} in PATH; say where it is"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_has_of_the_environment_what_is_named_alone() {
+        let pairs = |pairs: &[(&str, &str)]| -> Vec<(OsString, OsString)> {
+            let owned = |(name, value): &(&str, &str)| (name.into(), value.into());
+            pairs.iter().map(owned).collect()
+        };
+        let service = pairs(&[("PATH", "/opt"), ("SECRET", "s"), ("ZONE", "here"), ("B", "2")]);
+        let of = |words: &[&str], service: &[_]| environment(words.iter().copied(), service);
+        assert_eq!(
+            of(&[], &service),
+            pairs(&[("LANG", "C.UTF-8"), ("PATH", "/opt")])
+        );
+        assert_eq!(
+            of(&["ZONE", "MISSING", "A=1", "B=", "PATH=/x=y"], &service),
+            pairs(&[
+                ("A", "1"),
+                ("B", ""),
+                ("LANG", "C.UTF-8"),
+                ("PATH", "/x=y"),
+                ("ZONE", "here"),
+            ])
+        );
+        assert_eq!(
+            of(&[], &pairs(&[("PATH", ""), ("LANG", "de_CH.UTF-8")])),
+            pairs(&[
+                ("LANG", "de_CH.UTF-8"),
+                ("PATH", "/usr/local/bin:/usr/bin:/bin"),
+            ])
+        );
+        for word in ["A", "A=1", "A=", "a.b=c=d"] {
+            assert_eq!(variable(word), Ok(()), "{word}");
+        }
+        for word in ["", "=1", "A\0", "RINGEST_CHECK_ID=1", "RINGEST_CHECK_PATH"] {
+            assert!(variable(word).is_err(), "{word}");
+        }
+    }
+
+    #[test]
+    fn an_argument_that_is_a_path_from_here_becomes_one_from_anywhere() {
+        // Tests run in the directory of the crate.
+        let here = std::env::current_dir().expect("a working directory");
+        let moved = here.join("src/lib.rs");
+        for word in ["src/lib.rs", "./src/lib.rs"] {
+            assert_eq!(argument(word), moved.to_str().expect("UTF-8"));
+        }
+        for word in ["src", "--strict", "s/a/b/", "src/none.rs", "/etc/passwd", ""] {
+            assert_eq!(argument(word), word);
+        }
+        assert!(may_be_lost("Cargo.toml") && !may_be_lost("src") && !may_be_lost("src/lib.rs"));
+    }
 }

@@ -3,6 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
+use super::trust::Doubt;
 use super::{Key, Origin};
 
 /// Why settings cannot be used, and what to do about it.
@@ -48,6 +49,9 @@ pub enum SettingsError {
         /// What is wrong where.
         cause: String,
     },
+    /// A file that what runs is made of may be written by others.
+    #[error("{0}")]
+    Untrusted(Doubt),
     /// Two directories are the same, or one is inside the other.
     #[error("{0}")]
     Overlap(String),

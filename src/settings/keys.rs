@@ -94,6 +94,8 @@ pub enum Kind {
     Names,
     /// A command and its arguments.
     Words,
+    /// Variables of the environment, with or without their values.
+    Variables,
     /// A number of processes, from 1.
     Processes {
         /// The most.
@@ -382,7 +384,15 @@ pub static KEYS: &[Key] = &[
         &[],
         "WORD",
         "A program, by its path or its name in PATH, and its arguments; it is run without a shell for each file that keeps all \
-         other rules, with the file's path as last argument, and accepts it by exit code 0; repeatable [default: none]",
+         other rules, with the open file (/proc/self/fd/N) as last argument, and accepts it by exit code 0; repeatable \
+         [default: none]",
+    ),
+    of_source(
+        "check_environment",
+        Kind::Variables,
+        &[],
+        "NAME[=VALUE]",
+        "What check_command has in its environment beside PATH, LANG and RINGEST_CHECK_…; repeatable [default: none]",
     ),
     of_source(
         "mask_fields",
@@ -607,7 +617,12 @@ impl Kind {
     pub fn is_list(self) -> bool {
         matches!(
             self,
-            Self::Directories | Self::Suffixes | Self::Globs | Self::Names | Self::Words
+            Self::Directories
+                | Self::Suffixes
+                | Self::Globs
+                | Self::Names
+                | Self::Words
+                | Self::Variables
         )
     }
 
@@ -667,6 +682,7 @@ impl Kind {
             Self::Name | Self::Names => Ok(()),
             Self::Words if text.contains('\0') => Err("a word cannot hold a NUL".into()),
             Self::Words => Ok(()),
+            Self::Variables => content::variable(text),
             Self::Bytes => text
                 .parse::<super::size::ByteSize>()
                 .map(drop)
@@ -704,6 +720,11 @@ impl Kind {
                     absolute(Path::new(word)).to_string_lossy().into()
                 }
                 Self::Switch => Value::Bool(text == "true"),
+                // A value may be a secret.
+                Self::Variables => match text.split_once('=') {
+                    Some((name, _)) => format!("{name}=…").into(),
+                    None => text.into(),
+                },
                 Self::Bytes => text
                     .parse()
                     .map_or_else(|_| text.into(), |size: super::size::ByteSize| size.0.into()),

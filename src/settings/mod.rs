@@ -7,6 +7,7 @@
 //! file is TOML, or JSON when it is named `.json` or begins with `{`. Its keys are the flags with
 //! underscores; `[[source]]` blocks hold `name`, `input` and any key of a source, for which the keys
 //! above them are the defaults. Relative paths, in the file too, start at the working directory.
+//! What others than root and this user may write is not believed (`trust.rs`).
 
 mod choices;
 mod content;
@@ -24,6 +25,7 @@ mod schema;
 mod size;
 #[cfg(test)]
 mod tests;
+mod trust;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -34,7 +36,7 @@ pub use choices::{
     Concurrency, Content, CopyMethod, Dedupe, Disable, Durability, EmptyPolicy, IoChoice,
     IoPriority, LeasePolicy, LogFormat, LogLevel, Mode, NotAChoice, OnDuplicate, Order, ReadMethod,
 };
-pub use content::{CommandRule, ContentRules, CsvRules, MaskedFields};
+pub use content::{CHECK_VARIABLES, CommandRule, ContentRules, CsvRules, MaskedFields};
 pub use encoding::Encoding;
 pub use error::SettingsError;
 pub use keys::{
@@ -42,7 +44,7 @@ pub use keys::{
     READERS_MAX, SECONDS_MAX,
 };
 pub use layout::{Field, Layout, Piece, RESERVED_NAMES, Template, TemplateFor};
-pub use raw::{CONFIG_VARIABLE, DISABLE_VARIABLE, RawSettings, Words};
+pub use raw::{CONFIG_VARIABLE, DISABLE_VARIABLE, RawSettings, TRUST_VARIABLE, Words};
 pub use resolve::{Loaded, Origin, Purpose, Setting};
 pub use rules::IgnoreReason;
 pub use schema::Schema;

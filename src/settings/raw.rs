@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
-use super::{KEYS, Key, Origin, SettingsError};
+use super::{CHECK_VARIABLES, KEYS, Key, Origin, SettingsError};
 use crate::io::strays;
 use crate::trial::{mutants, points};
 
@@ -19,6 +19,9 @@ pub const CONFIG_VARIABLE: &str = "RINGEST_CONFIG";
 /// The variable that lists the kernel features to do without.
 pub const DISABLE_VARIABLE: &str = "RINGEST_DISABLE";
 
+/// The variable that says what `--trust-config` says.
+pub const TRUST_VARIABLE: &str = "RINGEST_TRUST_CONFIG";
+
 /// All that was said, before anything of it is believed.
 #[derive(Debug, Default)]
 pub struct RawSettings {
@@ -26,6 +29,8 @@ pub struct RawSettings {
     pub flags: Words,
     /// `--config`.
     pub config: Option<PathBuf>,
+    /// `--trust-config`.
+    pub trust_config: bool,
     /// `--once`.
     pub once: bool,
     /// `--dry-run`.
@@ -40,6 +45,7 @@ pub(super) struct Environment {
     pub words: Words,
     pub config: Option<PathBuf>,
     pub disable: Option<OsString>,
+    pub trust: Option<OsString>,
     /// Names that mean nothing, said to the user.
     pub warnings: Vec<String>,
 }
@@ -59,16 +65,12 @@ impl Environment {
                 environment.config = Some(value.into());
             } else if name == DISABLE_VARIABLE {
                 environment.disable = Some(value.clone());
-            } else if ![
-                points::VARIABLE,
-                points::PANIC_VARIABLE,
-                mutants::VARIABLE,
-                strays::VARIABLE,
-            ]
-            .contains(&name.as_ref())
-            {
+            } else if name == TRUST_VARIABLE {
+                environment.trust = Some(value.clone());
+            } else if !is_of_others(&name) {
                 let known = KEYS.iter().map(Key::variable);
-                let known = known.chain([CONFIG_VARIABLE.into(), DISABLE_VARIABLE.into()]);
+                let ours = [CONFIG_VARIABLE, DISABLE_VARIABLE, TRUST_VARIABLE];
+                let known = known.chain(ours.map(String::from));
                 let hint = nearest(&name, known);
                 environment
                     .warnings
@@ -77,6 +79,17 @@ impl Environment {
         }
         environment
     }
+}
+
+/// Whether a variable has a meaning that is none of the settings'.
+fn is_of_others(name: &str) -> bool {
+    let others = [
+        points::VARIABLE,
+        points::PANIC_VARIABLE,
+        mutants::VARIABLE,
+        strays::VARIABLE,
+    ];
+    others.contains(&name) || CHECK_VARIABLES.contains(&name)
 }
 
 /// Lists are separated by colons, like `PATH`.
@@ -155,6 +168,7 @@ impl File {
             } else {
                 let hint = match name.as_str() {
                     "once" | "dry_run" => "it is a flag only".into(),
+                    "trust_config" => "no file can vouch for itself: say --trust-config".into(),
                     _ => nearest(
                         name,
                         KEYS.iter()

@@ -101,7 +101,13 @@ would be called the same. `--input` and `RINGEST_INPUT` replace all sources of t
 **Sizes** are numbers of bytes, alone or with a unit: `kB`, `MB`, `GB`, `TB` (powers of 1000), `KiB`, `MiB`, `GiB`, `TiB` (powers
 of 1024); upper and lower case are the same. **Times** are in seconds; fractions are allowed.
 
-Flags of the command line alone: `--once`, `--dry-run` and `--config`, and those of other commands (`ringest help`).
+**Whose orders.** A settings file, a `json_schema`, the program of a `check_command` and those of its arguments that are paths of files are
+refused (78) if somebody else than root and the user that ringest runs as may write to them, or to a directory on the way: whoever does
+would give ringest orders. What is looked at is the owner and the bits for group and others of the file, of each directory (one that is sticky may
+be written to) and of what symbolic links lead to; an ACL that lets others write shows in the bits of the group. `--trust-config`, or
+`RINGEST_TRUST_CONFIG=true`, uses them all the same, and `check` warns of each. What a program or a script calls itself is not looked at.
+
+Flags of the command line alone: `--once`, `--dry-run`, `--config` and `--trust-config`, and those of other commands (`ringest help`).
 `RINGEST_DISABLE` does without features of the kernel as if it had refused them, a list with commas: `uring`, `lease`, `inotify`,
 `tmpfile`, `syncfs`, `cachestat`, `dioalign`.
 "#;

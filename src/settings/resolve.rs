@@ -1,6 +1,7 @@
 //! Raw settings → [`Settings`]: flags win over the environment, that over the file, that over the
 //! defaults.
 
+use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fmt;
@@ -11,7 +12,10 @@ use serde::{Serialize, Serializer};
 use serde_json::Value;
 
 use super::keys::absolute;
-use super::raw::{Block, DISABLE_VARIABLE, Environment, File, RawSettings, Words};
+use super::raw::{
+    Block, DISABLE_VARIABLE, Environment, File, RawSettings, TRUST_VARIABLE, Words,
+};
+use super::trust::Trust;
 use super::{
     CommandRule, Content, ContentRules, CsvRules, Disable, Key, Layout, Mode, OnDuplicate, Schema,
     Settings, SettingsError, Source, content, layout, overlap, rules,
@@ -88,11 +92,16 @@ impl RawSettings {
     /// The first thing that is wrong, with the way out.
     pub fn resolve(self, purpose: Purpose) -> Result<Loaded, SettingsError> {
         let environment = Environment::read(&self.environment);
+        let trust = Trust::new(self.trust_config || trusts(environment.trust)?);
         let file = match self.config.as_ref().or(environment.config.as_ref()) {
-            Some(path) => File::read(path)?,
+            Some(path) => {
+                trust.ask("settings file", &absolute(path))?;
+                File::read(path)?
+            }
             None => File::default(),
         };
         let disable = disabled(environment.disable)?;
+        let warnings = RefCell::new(environment.warnings);
         let layers = Layers {
             flags: self.flags,
             environment: environment.words,
@@ -101,7 +110,12 @@ impl RawSettings {
         let mut merged = Merged {
             layers,
             shown: Vec::new(),
-            purpose,
+            given: Given {
+                purpose,
+                trust: &trust,
+                variables: &self.environment,
+                warnings: &warnings,
+            },
         };
 
         let inputs = merged.inputs()?;
@@ -150,11 +164,29 @@ impl RawSettings {
             return Err(found.wrong("false".into(), cause));
         }
         overlap::refuse(&settings, purpose)?;
+        let origins = merged.shown;
+        let mut warnings = warnings.into_inner();
+        warnings.extend(trust.doubts());
         Ok(Loaded {
             settings,
-            origins: merged.shown,
-            warnings: environment.warnings,
+            origins,
+            warnings,
         })
+    }
+}
+
+/// What the variable says.
+fn trusts(word: Option<OsString>) -> Result<bool, SettingsError> {
+    let Some(word) = word else { return Ok(false) };
+    match word.to_str() {
+        Some("true") => Ok(true),
+        Some("false") => Ok(false),
+        _ => Err(SettingsError::Value {
+            key: "trust_config",
+            origin: Origin::Environment(TRUST_VARIABLE.into()),
+            value: word.to_string_lossy().into_owned(),
+            cause: "it is true or false".into(),
+        }),
     }
 }
 
@@ -177,10 +209,21 @@ struct Layers {
     file: File,
 }
 
-struct Merged {
+struct Merged<'a> {
     layers: Layers,
     shown: Vec<Setting>,
+    given: Given<'a>,
+}
+
+/// What values are resolved for, and with.
+#[derive(Clone, Copy)]
+struct Given<'a> {
     purpose: Purpose,
+    trust: &'a Trust,
+    /// The whole environment.
+    variables: &'a [(OsString, OsString)],
+    /// What looks like a mistake and stops nothing.
+    warnings: &'a RefCell<Vec<String>>,
 }
 
 /// A source of which only the directory and the name are known yet.
@@ -229,7 +272,7 @@ impl Layers {
     }
 }
 
-impl Merged {
+impl Merged<'_> {
     fn of_flow(&mut self, name: &str) -> Result<Found, SettingsError> {
         let found = self.layers.find(name, None)?;
         self.show(&found, None);
@@ -318,7 +361,7 @@ impl Merged {
                 origin,
             });
         }
-        let purpose = self.purpose;
+        let given = self.given;
         let mut of_source = |key: &str| {
             let block = block.map(|index| &self.layers.file.sources[index]);
             let found = self.layers.find(key, block)?;
@@ -362,7 +405,7 @@ impl Merged {
             lease: of_source("lease")?.parse()?,
             dedupe: of_source("dedupe")?.parse()?,
             on_duplicate,
-            content: content_rules(purpose, &mut of_source)?,
+            content: content_rules(given, &mut of_source)?,
             layout: Layout {
                 partition: of_source("partition")?.parse()?,
                 placed_name: of_source("placed_name")?.parse()?,
@@ -379,7 +422,7 @@ impl Merged {
 
 /// What a source expects of content. `of_source` finds a key's words.
 fn content_rules(
-    purpose: Purpose,
+    given: Given<'_>,
     mut of_source: impl FnMut(&str) -> Result<Found, SettingsError>,
 ) -> Result<ContentRules, SettingsError> {
     let texts = |found: &Found| -> Vec<String> { found.texts().map(Into::into).collect() };
@@ -400,8 +443,8 @@ fn content_rules(
         max_file_size: of_source("max_file_size")?.bytes()?,
         min_file_size: of_source("min_file_size")?.bytes()?,
         csv: CsvRules::default(),
-        json_schema: schema(purpose, content, &stated, &of_source("json_schema")?)?,
-        command: command(purpose, &mut of_source)?,
+        json_schema: schema(given, content, &stated, &of_source("json_schema")?)?,
+        command: command(given, &mut of_source)?,
         mask_fields: masked.texts().map(Into::into).collect(),
     };
     let has_fields = matches!(content, Content::Csv | Content::Json | Content::Jsonl);
@@ -452,23 +495,38 @@ fn content_rules(
 
 /// The command that has the last word on the files of a source, if there is one.
 fn command(
-    purpose: Purpose,
+    given: Given<'_>,
     of_source: &mut impl FnMut(&str) -> Result<Found, SettingsError>,
 ) -> Result<Option<CommandRule>, SettingsError> {
-    let given = of_source("check_command")?;
+    let stated = of_source("check_command")?;
+    let environment = of_source("check_environment")?;
     let timeout = of_source("check_timeout_seconds")?.seconds()?;
     let concurrency = of_source("check_concurrency")?.parse()?;
-    let words: Vec<String> = given.texts().map(Into::into).collect();
+    let words: Vec<String> = stated.texts().map(Into::into).collect();
     let Some((program, arguments)) = words.split_first() else {
         return Ok(None);
     };
-    if purpose == Purpose::Store {
+    if given.purpose == Purpose::Store {
         return Ok(None);
     }
-    let program = content::program(program).map_err(|cause| given.wrong(program.into(), cause))?;
+    let program = content::program(program).map_err(|cause| stated.wrong(program.into(), cause))?;
+    given.trust.ask("check_command", &program)?;
+    for word in arguments.iter().filter(|word| content::may_be_lost(word)) {
+        given.warnings.borrow_mut().push(format!(
+            "check_command: {word:?} is a file in the working directory of ringest, where the command does not run; if it is \
+             meant, write ./{word}"
+        ));
+    }
+    let arguments: Vec<_> = arguments.iter().map(|it| content::argument(it)).collect();
+    for argument in arguments.iter().map(Path::new) {
+        if argument.is_absolute() && argument.is_file() {
+            given.trust.ask("argument of check_command", argument)?;
+        }
+    }
     Ok(Some(CommandRule {
         program,
-        arguments: arguments.to_vec(),
+        arguments,
+        environment: content::environment(environment.texts(), given.variables),
         timeout,
         concurrency,
     }))
@@ -476,27 +534,28 @@ fn command(
 
 /// The schema of a source, if it has one and its content is read.
 fn schema(
-    purpose: Purpose,
+    given: Given<'_>,
     content: Content,
     stated: &Found,
-    given: &Found,
+    named: &Found,
 ) -> Result<Option<Schema>, SettingsError> {
-    let Some(path) = given.words.first() else {
+    let Some(path) = named.words.first() else {
         return Ok(None);
     };
     let is_json = matches!(content, Content::Json | Content::Jsonl);
     // A source that says otherwise may share a file with one that says so.
     if !is_json && stated.origin == Origin::Default {
         let cause = "it does nothing without content = \"json\" or \"jsonl\"".into();
-        return Err(given.wrong(path.to_string_lossy(), cause));
+        return Err(named.wrong(path.to_string_lossy(), cause));
     }
-    if !is_json || purpose == Purpose::Store {
+    if !is_json || given.purpose == Purpose::Store {
         return Ok(None);
     }
-    let loaded = Schema::load(&absolute(Path::new(path)));
-    loaded
+    let file = absolute(Path::new(path));
+    given.trust.ask("json_schema", &file)?;
+    Schema::load(&file)
         .map(Some)
-        .map_err(|cause| given.wrong(path.to_string_lossy(), cause))
+        .map_err(|cause| named.wrong(path.to_string_lossy(), cause))
 }
 
 /// A source without a name is called as its directory; where that says too little, by its path.

@@ -1,18 +1,23 @@
 //! A command has the last word on what comes in, whatever it does.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use super::support::{Finished, Running, Site, sha256, wait_until};
+use super::support::{Finished, Running, Site, is_root, sha256, skip, through, wait_until};
 
-/// Settings with a shell script as the command of all sources. It is run as `sh script PATH`: a script that was written a moment ago
+/// Settings with a shell script as the command of all sources. It is run as `sh script FILE`: a script that was written a moment ago
 /// may be busy.
 fn site(script: &str, settings: &str) -> Site {
-    let site = Site::new();
+    site_in(Site::new(), script, settings)
+}
+
+fn site_in(site: Site, script: &str, settings: &str) -> Site {
     let path = site.root.join("check.sh");
     fs::write(&path, script).expect("write the script");
     let config = site.root.join("ringest.toml");
@@ -72,7 +77,7 @@ fn lives(pid: &str) -> bool {
 fn its_exit_code_decides_and_what_it_writes_becomes_the_reason() {
     let site = site(
         r#"
-        echo "$1" >> "${0%/*}/asked"
+        echo "$RINGEST_CHECK_PATH" >> "${0%/*}/asked"
         grep -q good "$1" && exit 0
         echo "no good:" >&2
         echo "line 1; card 4111 1111 1111 1111"
@@ -241,7 +246,7 @@ fn one_that_hangs_delays_nothing_else() {
 fn one_that_hangs_forks_or_floods_is_killed_and_says_so() {
     let site = site(
         r#"
-        case "$1" in
+        case "$RINGEST_CHECK_PATH" in
         */hangs) trap '' TERM; sleep 1000 & echo $! >> "${0%/*}/pids"; wait; sleep 1000 ;;
         */floods) yes ;;
         */forks) for i in 1 2 3 4 5 6 7 8; do sleep 1000 & echo $! >> "${0%/*}/pids"; done; exit 1 ;;
@@ -286,7 +291,7 @@ fn one_that_hangs_forks_or_floods_is_killed_and_says_so() {
 fn who_is_asked_to_stop_does_not_wait_for_commands_and_leaves_their_files() {
     let site = site(
         r#"
-        echo "$1" >> "${0%/*}/asked"
+        echo "$RINGEST_CHECK_PATH" >> "${0%/*}/asked"
         test -e "${0%/*}/quick" || sleep 1000
         "#,
         "check_timeout_seconds = 900\n",
@@ -340,7 +345,7 @@ fn a_file_that_changes_while_it_is_checked_is_read_and_checked_again() {
     // By the command itself, or by another file of its name.
     for change in [
         "echo more >> \"$1\"",
-        "echo other > \"$1.tmp\"; mv \"$1.tmp\" \"$1\"",
+        "p=$RINGEST_CHECK_PATH; echo other > \"$p.tmp\"; mv \"$p.tmp\" \"$p\"",
     ] {
         let script = format!(
             "echo . >> \"${{0%/*}}/asked\"\n\
@@ -379,19 +384,243 @@ fn files_of_a_source_with_an_order_keep_it_however_long_each_check_takes() {
 }
 
 #[test]
-fn it_is_given_the_path_in_the_claim_directory() {
+fn it_is_told_of_the_file_as_people_know_it_in_a_claim_directory_too() {
     let site = site(
-        "echo \"$1\" >> \"${0%/*}/asked\"; cat \"$1\" > \"${0%/*}/seen\"\n",
+        r#"
+        cat "$1" > "${0%/*}/seen"
+        echo "$RINGEST_CHECK_PATH" "$RINGEST_CHECK_NAME" "$RINGEST_CHECK_SOURCE" "$RINGEST_CHECK_SHA256" > "${0%/*}/told"
+        "#,
         "",
     );
     let claims = site.root.join("work");
     let site = site.with(&["--claim-dir", claims.to_str().expect("UTF-8")]);
-    site.put("a.csv", "content\n");
+    let path = site.put("a.csv", "content\n");
     site.run_once(&[]);
-    let expected = claims.join("a.csv").to_str().unwrap().to_owned();
-    assert_eq!(lines_of(&site.root.join("asked")), [expected]);
     assert_eq!(lines_of(&site.root.join("seen")), ["content"]);
+    let told = format!("{} a.csv staging {}", path.display(), sha256(b"content\n"));
+    assert_eq!(lines_of(&site.root.join("told")), [told]);
     site.assert_sound();
+}
+
+#[test]
+fn it_inherits_nothing_but_the_file() {
+    let script = r#"
+        exec > "${0%/*}/told"
+        pwd
+        echo $(cd /proc/self/fd; echo *)
+        echo "${1##*/}"
+        for open in /proc/self/fd/*; do readlink "$open"; done
+        echo --
+        tr '\0' '\n' < /proc/self/environ
+        mkdir -p left/behind; chmod 0 left
+        "#;
+    let site = site(
+        script,
+        "check_environment = [\"KNOWN\", \"SAID=so\", \"NOT_THERE\"]\n",
+    );
+    site.put("a.csv", "content\n");
+    let mut run = site.run(&["--once"]);
+    run.env("SECRET", "of the service").env("KNOWN", "yes");
+    run.env_remove("LANG");
+    Finished::of(run).ok();
+    let told = lines_of(&site.root.join("told"));
+    let [made_in, open, handed, rest @ ..] = &told[..] else {
+        panic!("{told:?}");
+    };
+    assert!(!Path::new(made_in).exists(), "{told:?}");
+    // The shell opens the directory that it lists.
+    let known = ["0", "1", "2", handed];
+    let unknown = open.split(' ').filter(|it| !known.contains(it)).count();
+    assert!(unknown <= 1, "{told:?}");
+    let (files, variables) = rest.split_at(rest.iter().position(|it| it == "--").expect("--"));
+    for directory in [&site.state, &site.warehouse, &site.manifests] {
+        let beneath = |file: &&String| Path::new(file).starts_with(directory);
+        assert_eq!(files.iter().find(beneath), None, "{told:?}");
+    }
+    let mut names: Vec<_> = variables[1..]
+        .iter()
+        .filter_map(|it| it.split('=').next())
+        .collect();
+    names.sort_unstable();
+    let expected = [
+        "KNOWN",
+        "LANG",
+        "PATH",
+        "RINGEST_CHECK_ID",
+        "RINGEST_CHECK_NAME",
+        "RINGEST_CHECK_PATH",
+        "RINGEST_CHECK_SHA256",
+        "RINGEST_CHECK_SOURCE",
+        "SAID",
+    ];
+    assert_eq!(names, expected, "{told:?}");
+    for said in ["KNOWN=yes", "SAID=so", "LANG=C.UTF-8"] {
+        assert!(variables.iter().any(|it| it == said), "{told:?}");
+    }
+    site.assert_sound();
+}
+
+#[test]
+fn all_that_is_open_closes_when_a_program_is_started() {
+    let site = site("until test -e \"${0%/*}/go\"; do sleep 0.02; done\n", "");
+    let claims = site.root.join("work");
+    let site = site.with(&["--claim-dir", claims.to_str().expect("UTF-8")]);
+    site.put("a.csv", "content\n");
+    // Started with nothing open, too.
+    let bare = "import os, sys; os.closerange(3, 65536); os.execv(sys.argv[1], sys.argv[1:])";
+    let mut running = Running::spawn(through(&["python3", "-c", bare], &site.run(&[])));
+    running.wait_for_event("started", "");
+    let open = format!("/proc/{}/fdinfo", running.id());
+    let mut seen = 0;
+    for entry in fs::read_dir(&open).expect("list") {
+        let number = entry.expect("list").file_name();
+        let Ok(text) = fs::read_to_string(Path::new(&open).join(&number)) else {
+            continue; // It is closed by now.
+        };
+        let flags = text.lines().find_map(|line| line.strip_prefix("flags:"));
+        let flags = flags.and_then(|flags| u32::from_str_radix(flags.trim(), 8).ok());
+        let number = number.to_string_lossy().into_owned();
+        if !["0", "1", "2"].contains(&&*number) {
+            seen += 1;
+            let link = fs::read_link(format!("/proc/{}/fd/{number}", running.id()));
+            let flags = flags.expect("flags");
+            assert!(flags & 0o2_000_000 != 0, "{number} {link:?} stays open");
+        }
+    }
+    assert!(seen > 5, "{seen}");
+    fs::write(site.root.join("go"), "").expect("write");
+    site.wait_for_line(&mut running, "a.csv");
+    running.terminate().ok();
+    site.assert_sound();
+}
+
+/// Does something as the uploader: a user who owns nothing but what lies in staging.
+fn as_uploader(script: &str, arguments: &[&Path]) {
+    const UPLOADER: u32 = 2001;
+    let mut python = Command::new("python3");
+    python.arg("-c").arg(script).args(arguments);
+    let done = python.uid(UPLOADER).gid(UPLOADER).output().expect("python3");
+    let said = String::from_utf8_lossy(&done.stderr);
+    assert!(done.status.success(), "{said}");
+}
+
+/// renameat2(2) with RENAME_EXCHANGE of the two arguments.
+const EXCHANGE: &str = r#"
+import ctypes, sys
+libc = ctypes.CDLL(None, use_errno=True)
+one, other = (path.encode() for path in sys.argv[1:3])
+if libc.renameat2(-100, one, -100, other, 2):
+    raise OSError(ctypes.get_errno(), "renameat2")
+"#;
+
+/// A file in a directory of the uploader's, for which another is put in its place while the command runs, and taken away again. `twin`
+/// is what the command would read there by the path.
+fn exchanged(twin: &str, content: &str) -> Option<(Site, Finished)> {
+    if !is_root() {
+        skip("only root can play the uploader");
+        return None;
+    }
+    // Not where the other tests run: cargo's directory may be out of the uploader's reach.
+    let script = r#"
+        echo "$RINGEST_CHECK_PATH" > "${0%/*}/asked"
+        until test -e "${0%/*}/exchanged"; do sleep 0.02; done
+        cat "$1"
+        : > "${0%/*}/read"
+        until test -e "${0%/*}/back"; do sleep 0.02; done
+        ! grep -q bad "$1"
+        "#;
+    let site = site_in(
+        Site::beneath(Path::new("/var/tmp")),
+        script,
+        "recursive = true\ncheck_timeout_seconds = 600\n",
+    );
+    for (path, mode) in [(&site.root, 0o755), (&site.staging, 0o777)] {
+        fs::set_permissions(path, PermissionsExt::from_mode(mode)).expect("chmod");
+    }
+    fs::write(site.root.join("secret"), "of root alone").expect("write");
+    fs::set_permissions(site.root.join("secret"), PermissionsExt::from_mode(0o600)).expect("chmod");
+    let (day, trap) = (site.staging.join("day"), site.staging.join(".trap"));
+    let make = format!(
+        "import os, sys\n\
+         for path in sys.argv[1:]: os.mkdir(path)\n\
+         open(sys.argv[1] + '/a.csv', 'w').write({content:?})\n\
+         {twin}\n"
+    );
+    as_uploader(&make, &[&day, &trap]);
+    let running = site.start(&["--once"]);
+    wait_until("the command runs", || site.root.join("asked").exists());
+    as_uploader(EXCHANGE, &[&day, &trap]);
+    fs::write(site.root.join("exchanged"), "").expect("write");
+    wait_until("the command has read", || site.root.join("read").exists());
+    as_uploader(EXCHANGE, &[&day, &trap]);
+    fs::write(site.root.join("back"), "").expect("write");
+    let ended = running.finish().ok();
+    Some((site, ended))
+}
+
+#[test]
+fn a_directory_that_is_exchanged_shows_it_no_file_of_anybody_else() {
+    let link = "os.symlink(sys.argv[1] + '/../../secret', sys.argv[2] + '/a.csv')";
+    let Some((site, ended)) = exchanged(link, "bad\n") else {
+        return;
+    };
+    let (_, message) = reason(&site, "a.csv");
+    assert_eq!(message, "check_command ended with code 1: bad");
+    let told = format!("{message}{}{}", ended.stderr, ended.stdout);
+    assert!(!told.contains("of root alone"), "{told}");
+    site.assert_agrees();
+}
+
+#[test]
+fn a_directory_that_is_exchanged_has_no_bad_file_accepted_for_a_good_one() {
+    let good = "open(sys.argv[2] + '/a.csv', 'w').write('good\\n')";
+    let Some((site, _)) = exchanged(good, "bad\n") else {
+        return;
+    };
+    let (_, message) = reason(&site, "a.csv");
+    assert_eq!(message, "check_command ended with code 1: bad");
+    assert!(site.manifest().is_empty());
+    site.assert_agrees();
+}
+
+#[test]
+fn a_directory_that_stays_exchanged_leaves_nothing_judged_by_its_twin() {
+    // The way to the file leads through a link, or to another file, when the command has ended.
+    for replace in [
+        "os.rename(day, day + '.gone'); os.symlink(day + '.gone', day)",
+        "os.rename(day, day + '.gone'); os.mkdir(day); open(day + '/a.csv', 'w').write('good twin\\n')",
+    ] {
+        if !is_root() {
+            return skip("only root can play the uploader");
+        }
+        let script = r#"
+            echo . >> "${0%/*}/asked"
+            until test -e "${0%/*}/replaced"; do sleep 0.02; done
+            "#;
+        let site = site_in(
+            Site::beneath(Path::new("/var/tmp")),
+            script,
+            "recursive = true\ncheck_timeout_seconds = 600\nexclude = [\"day.gone/**\"]\n",
+        );
+        for (path, mode) in [(&site.root, 0o755), (&site.staging, 0o777)] {
+            fs::set_permissions(path, PermissionsExt::from_mode(mode)).expect("chmod");
+        }
+        let day = site.staging.join("day");
+        let make = "import os, sys; day = sys.argv[1]; ";
+        as_uploader(
+            &format!("{make} os.mkdir(day); open(day + '/a.csv', 'w').write('first\\n')"),
+            &[&day],
+        );
+        let running = site.start(&["--once"]);
+        wait_until("the command runs", || site.root.join("asked").exists());
+        as_uploader(&format!("{make} {replace}"), &[&day]);
+        fs::write(site.root.join("replaced"), "").expect("write");
+        running.finish().ok();
+        for line in site.assert_agrees() {
+            assert_eq!(line.sha256(), sha256(b"good twin\n"), "{}", line.raw);
+        }
+        assert!(site.staging.join("day.gone/a.csv").exists());
+    }
 }
 
 #[test]

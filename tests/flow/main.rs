@@ -21,4 +21,5 @@ mod quarantine;
 mod readers;
 mod settling;
 mod starting;
+mod trusting;
 mod trying;

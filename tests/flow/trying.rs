@@ -499,7 +499,7 @@ fn a_name_that_is_no_utf8_is_told_in_base64_too() {
 
 #[test]
 fn a_command_has_the_last_word_here_too() {
-    let script = "case $1 in *.csv) grep -q good \"$1\" || { echo not good; exit 3; };; esac";
+    let script = "case $RINGEST_CHECK_NAME in *.csv) grep -q good \"$1\" || { echo not good; exit 3; };; esac";
     let command = format!("check_command = [\"/bin/sh\", \"-c\", {script:?}, \"sh\"]\n");
     let site = site(&format!(
         "content = \"csv\"\nencoding = \"utf-16\"\n{command}"

@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::process::Command;
@@ -13,13 +13,18 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
+use data_encoding::HEXLOWER;
+
 use crate::io::command::{self, End, KEPT_BYTES, WRITTEN_BYTES_MAX};
 use crate::io::disk::Handle;
-use crate::ledger::{Position, SourceId};
+use crate::io::open;
+use crate::io::scratch::Scratch;
+use crate::ledger::{Digest, Position, SourceId};
+use crate::observe::events;
 use crate::observe::mask::mask;
 use crate::pipeline::queue::Queue;
 use crate::pipeline::{Finding, Input, Staged, is_no_room};
-use crate::settings::{CommandRule, ContentRules};
+use crate::settings::{CHECK_VARIABLES, CommandRule, ContentRules};
 
 use super::named_values::mask_named;
 use super::reader::{self, ReaderShared};
@@ -28,7 +33,7 @@ use super::reader::{self, ReaderShared};
 const CHECKS_AHEAD: usize = 8;
 /// Descriptors of a file that was read, with a copy, and of a command that runs.
 const DESCRIPTORS_PER_FILE: usize = 2;
-const DESCRIPTORS_PER_RUN: usize = 4;
+const DESCRIPTORS_PER_RUN: usize = 8;
 
 const RULE: &str = "check_command";
 /// The last bytes of what is kept of a long text are not told: they may be a part of something that is to be masked.
@@ -50,22 +55,57 @@ pub enum Judgement {
     GivenUp,
 }
 
-/// Asks the command of these rules, if there is one, about the file of that path, which is open.
+/// A file that a command is asked about.
+#[derive(Debug)]
+pub struct Asked<'a> {
+    /// What was hashed, open.
+    pub hashed: BorrowedFd<'a>,
+    /// The same, opened again for the command alone.
+    pub handed: OwnedFd,
+    /// The path that people know it by. Whoever opens that may find something else.
+    pub path: &'a Path,
+    /// The name of its source.
+    pub source: &'a str,
+    /// SHA-256 of its bytes.
+    pub digest: &'a Digest,
+}
+
+/// Asks the command of these rules, if there is one, about a file.
+///
+/// The command gets no path in a directory that others write to: its last argument is the descriptor that it is handed, which is of
+/// what was hashed, whatever becomes of names meanwhile.
 ///
 /// # Errors
 /// It cannot be run.
 pub fn judge(
     rules: &ContentRules,
-    file: BorrowedFd<'_>,
-    path: &Path,
+    asked: &Asked<'_>,
     give_up: &AtomicBool,
 ) -> io::Result<Judgement> {
     let Some(rule) = &rules.command else {
         return Ok(Judgement::Accepted);
     };
+    let scratch = Scratch::new()?;
     let mut command = Command::new(&rule.program);
-    command.args(&rule.arguments).arg(path);
-    let ran = command::run(command, rule.timeout, give_up).map_err(|error| {
+    command
+        .args(&rule.arguments)
+        .arg(open::proc_path(&asked.handed))
+        .current_dir(scratch.path())
+        .env_clear()
+        .envs(rule.environment.iter().map(|(name, value)| (name, value)));
+    let name = asked.path.file_name().unwrap_or_default();
+    let [of_path, of_name, of_source, of_digest] = CHECK_VARIABLES;
+    command
+        .env(of_path, asked.path)
+        .env(of_name, name)
+        .env(of_source, asked.source)
+        .env(of_digest, HEXLOWER.encode(asked.digest));
+    let ran = command::run(command, asked.handed.as_fd(), rule.timeout, give_up);
+    let made_in = scratch.path().to_owned();
+    if let Err(error) = scratch.remove() {
+        events::check_left(&made_in, &error.to_string());
+    }
+    let ran = ran.map_err(|error| {
         // For want of room is no fault of the program.
         match is_no_room(&error) {
             true => error,
@@ -85,7 +125,7 @@ pub fn judge(
             format!("check_command wrote more than {WRITTEN_BYTES_MAX} bytes, and was killed")
         }
     };
-    let said = said(rules, file, &ran.written, give_up);
+    let said = said(rules, asked.hashed, &ran.written, give_up);
     if give_up.load(Ordering::Relaxed) {
         return Ok(Judgement::GivenUp);
     }
@@ -200,10 +240,7 @@ impl SourceChecks {
         let Some(mut staged) = reader::still_whole(shared, staged) else {
             return;
         };
-        let rules = &staged.candidate.input.settings.content;
-        let path = path_now(&staged);
-        let judgement = judge(rules, staged.file.as_fd(), &path, &shared.stopping);
-        match judgement {
+        match ask(&staged, &shared.stopping) {
             Ok(Judgement::Accepted) => {}
             Ok(Judgement::Refused(finding)) => staged.finding = Some(finding),
             Ok(Judgement::GivenUp) => return reader::leave_to_next_turn(shared, staged),
@@ -214,18 +251,30 @@ impl SourceChecks {
     }
 }
 
-/// Where a file lies while it is worked on.
-fn path_now(staged: &Staged<Handle>) -> std::path::PathBuf {
+/// Asks about what will be placed: the copy, if there is one.
+fn ask(staged: &Staged<Handle>, give_up: &AtomicBool) -> io::Result<Judgement> {
     let (input, path) = (&staged.candidate.input, staged.candidate.path());
-    match &input.claim {
-        Some(claims) => claims.path.join(path),
-        None => input.absolute(path),
-    }
+    let copy = staged.copy.as_ref().map(|copy| &copy.file);
+    // Who may read a file need not have the right to read a copy that has its owner and mode; both have the same bytes.
+    let opened = copy.and_then(|copy| Some((copy, open::again(copy).ok()?)));
+    let (hashed, handed) = match opened {
+        Some(opened) => opened,
+        None => (&staged.file, open::again(&staged.file)?),
+    };
+    let asked = Asked {
+        hashed: hashed.as_fd(),
+        handed,
+        path: &input.absolute(path),
+        source: &input.settings.name,
+        digest: &staged.digest,
+    };
+    judge(&input.settings.content, &asked, give_up)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::Write;
     use std::time::Duration;
 
     #[test]
@@ -234,21 +283,27 @@ mod tests {
             command: Some(CommandRule {
                 program: program.into(),
                 arguments: ["-c", script, "sh"].map(String::from).into(),
+                environment: vec![("PATH".into(), "/usr/bin:/bin".into())],
                 timeout: Duration::from_millis(millis),
                 concurrency: 1,
             }),
             ..ContentRules::default()
         };
-        let file = tempfile::tempfile().unwrap();
-        let judge =
-            |rules: &ContentRules, path: &Path, give_up| judge(rules, file.as_fd(), path, give_up);
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(b"its content").unwrap();
+        let judge = |rules: &ContentRules, give_up| {
+            let asked = Asked {
+                hashed: file.as_fd(),
+                handed: open::again(&file).unwrap(),
+                path: Path::new("/in/a file"),
+                source: "in",
+                digest: &[0xab; 32],
+            };
+            judge(rules, &asked, give_up)
+        };
         let never = AtomicBool::new(false);
-        let message = |script: &str, millis| match judge(
-            &rule("/bin/sh", script, millis),
-            Path::new("/a file"),
-            &never,
-        )
-        .unwrap()
+        let message = |script: &str, millis| match judge(&rule("/bin/sh", script, millis), &never)
+            .unwrap()
         {
             Judgement::Refused(finding) => {
                 assert_eq!(finding.rule, "check_command");
@@ -256,11 +311,23 @@ mod tests {
             }
             other => panic!("{other:?}"),
         };
-        let accepted = judge(
-            &rule("/bin/sh", "test \"$1\" = '/a file'", 60_000),
-            Path::new("/a file"),
-            &never,
-        );
+        // Whatever it finds out about the file it finds out from a descriptor, and where it works nothing else is.
+        let script = r#"
+            test "$(cat "$1") $(cat "$1")" = "its content its content" || exit 1
+            test "${1%/*} $1" = "/proc/self/fd $(ls -d "$1")" || exit 2
+            test "$RINGEST_CHECK_PATH $RINGEST_CHECK_NAME" = "/in/a file a file" || exit 3
+            test "$RINGEST_CHECK_SOURCE $RINGEST_CHECK_SHA256" = "in $(printf %064d 0 | sed s/00/ab/g)" || exit 4
+            test "$(stat -c %a .) $(ls -A | wc -l)" = "700 0" || exit 5
+            ln -s "$1" "./$RINGEST_CHECK_NAME" && grep -q content "./$RINGEST_CHECK_NAME" || exit 6
+            pwd
+            exit 7
+        "#;
+        let said = message(script, 60_000);
+        let made_in = said.strip_prefix("check_command ended with code 7: ");
+        let made_in = made_in.unwrap_or_else(|| panic!("{said}"));
+        assert!(made_in.contains("/ringest-check-"), "{said}");
+        assert!(!Path::new(made_in).exists(), "{said}");
+        let accepted = judge(&rule("/bin/sh", "", 60_000), &never);
         assert!(matches!(accepted, Ok(Judgement::Accepted)));
         assert_eq!(message("exit 7", 60_000), "check_command ended with code 7");
         assert_eq!(
@@ -290,7 +357,7 @@ mod tests {
             assert!(!cut.contains("4111") && cut.contains("xxx"), "{cut}");
         }
         let gone = rule("/nowhere", "", 1);
-        let error = judge(&gone, Path::new("/a"), &never).unwrap_err();
+        let error = judge(&gone, &never).unwrap_err();
         assert!(error.to_string().starts_with("/nowhere: "), "{error}");
     }
 }
