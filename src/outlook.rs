@@ -175,7 +175,7 @@ impl Outlook<'_> {
         }
         if source.mode == Mode::Sidecar && !is_empty {
             let sidecar = sidecar_path(path, &source.sidecar_suffix);
-            let there = stat::stat_at(root, sidecar.as_os_str())?
+            let there = open::stat_beneath(root, &sidecar)?
                 .is_some_and(|seen| seen.kind == FileType::RegularFile);
             return Ok(match there {
                 true => Sight::Settled,

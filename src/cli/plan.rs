@@ -10,7 +10,7 @@ use rustix::fs::FileType;
 use serde::Serialize;
 
 use crate::failure::{Exit, Failure};
-use crate::io::{open, stat};
+use crate::io::open;
 use crate::ledger::{Outcome, Position};
 use crate::outlook::{self, Outlook, Sight, Unread};
 use crate::pipeline::discover::scan::{Entry, Scan};
@@ -91,7 +91,7 @@ fn plan_file(
     if let Err(reason) = outlook::takes(source, path) {
         return say("ignore", reason);
     }
-    let seen = match stat::stat_at(root, path.as_os_str()) {
+    let seen = match open::stat_beneath(root, path) {
         Ok(Some(seen)) => seen,
         Ok(None) => return Ok(()),
         Err(error) => return say("wait", &error.to_string()),

@@ -101,7 +101,11 @@ fn close_each_on_exec() -> io::Result<()> {
     let mut buffer = [MaybeUninit::uninit(); 4096];
     let mut entries = RawDir::new(list, &mut buffer);
     while let Some(entry) = entries.next() {
-        let number = entry?.file_name().to_str().ok().and_then(|it| it.parse().ok());
+        let number = entry?
+            .file_name()
+            .to_str()
+            .ok()
+            .and_then(|it| it.parse().ok());
         if let Some(number) = number.filter(|number| *number > 2) {
             set_flags(number, FdFlags::CLOEXEC)?;
         }

@@ -9,6 +9,8 @@ use std::path::Path;
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
+use super::stat::{self, FileStat};
+
 const BENEATH: ResolveFlags = ResolveFlags::BENEATH
     .union(ResolveFlags::NO_SYMLINKS)
     .union(ResolveFlags::NO_XDEV);
@@ -37,6 +39,22 @@ pub fn dir_beneath(root: impl AsFd, path: &Path) -> io::Result<OwnedFd> {
         path,
         OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC,
     )
+}
+
+/// Looks at a path beneath `root`. What a symbolic link or a mount point leads to is not there.
+pub fn stat_beneath(root: impl AsFd, path: &Path) -> io::Result<Option<FileStat>> {
+    let name = path.file_name().unwrap_or(OsStr::new("."));
+    let parent = path.parent().unwrap_or(Path::new(""));
+    if parent.as_os_str().is_empty() {
+        return stat::stat_at(root, name);
+    }
+    match dir_beneath(root, parent) {
+        Ok(dir) => stat::stat_at(&dir, name),
+        Err(error) => match Errno::from_io_error(&error) {
+            Some(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::XDEV) => Ok(None),
+            _ => Err(error),
+        },
+    }
 }
 
 /// Opens a root directory by its path, which may lead through symbolic links: the operator chose it.

@@ -245,7 +245,12 @@ mod tests {
             let owned = |(name, value): &(&str, &str)| (name.into(), value.into());
             pairs.iter().map(owned).collect()
         };
-        let service = pairs(&[("PATH", "/opt"), ("SECRET", "s"), ("ZONE", "here"), ("B", "2")]);
+        let service = pairs(&[
+            ("PATH", "/opt"),
+            ("SECRET", "s"),
+            ("ZONE", "here"),
+            ("B", "2"),
+        ]);
         let of = |words: &[&str], service: &[_]| environment(words.iter().copied(), service);
         assert_eq!(
             of(&[], &service),
@@ -284,7 +289,14 @@ mod tests {
         for word in ["src/lib.rs", "./src/lib.rs"] {
             assert_eq!(argument(word), moved.to_str().expect("UTF-8"));
         }
-        for word in ["src", "--strict", "s/a/b/", "src/none.rs", "/etc/passwd", ""] {
+        for word in [
+            "src",
+            "--strict",
+            "s/a/b/",
+            "src/none.rs",
+            "/etc/passwd",
+            "",
+        ] {
             assert_eq!(argument(word), word);
         }
         assert!(may_be_lost("Cargo.toml") && !may_be_lost("src") && !may_be_lost("src/lib.rs"));

@@ -12,9 +12,7 @@ use serde::{Serialize, Serializer};
 use serde_json::Value;
 
 use super::keys::absolute;
-use super::raw::{
-    Block, DISABLE_VARIABLE, Environment, File, RawSettings, TRUST_VARIABLE, Words,
-};
+use super::raw::{Block, DISABLE_VARIABLE, Environment, File, RawSettings, TRUST_VARIABLE, Words};
 use super::trust::Trust;
 use super::{
     CommandRule, Content, ContentRules, CsvRules, Disable, Key, Layout, Mode, OnDuplicate, Schema,

@@ -63,7 +63,10 @@ impl fmt::Display for Doubt {
             )?,
             Why::Writable { others, mode } => {
                 let who = if others { "everybody" } else { "its group" };
-                write!(f, "{who} may write to {at} (mode {mode:04o}); chmod go-w it")?;
+                write!(
+                    f,
+                    "{who} may write to {at} (mode {mode:04o}); chmod go-w it"
+                )?;
             }
         }
         f.write_str(", or say --trust-config if they may")
@@ -340,7 +343,11 @@ mod tests {
         };
         let mode = 0o775;
         assert_eq!(
-            doubt(Why::Writable { others: false, mode }).to_string(),
+            doubt(Why::Writable {
+                others: false,
+                mode
+            })
+            .to_string(),
             "/etc/r.toml: others may change this settings file: its group may write to /etc (mode 0775); chmod go-w it, or say \
              --trust-config if they may"
         );

@@ -1,7 +1,7 @@
 //! A command has the last word on what comes in, whatever it does.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -499,7 +499,11 @@ fn as_uploader(script: &str, arguments: &[&Path]) {
     const UPLOADER: u32 = 2001;
     let mut python = Command::new("python3");
     python.arg("-c").arg(script).args(arguments);
-    let done = python.uid(UPLOADER).gid(UPLOADER).output().expect("python3");
+    let done = python
+        .uid(UPLOADER)
+        .gid(UPLOADER)
+        .output()
+        .expect("python3");
     let said = String::from_utf8_lossy(&done.stderr);
     assert!(done.status.success(), "{said}");
 }
@@ -513,14 +517,28 @@ if libc.renameat2(-100, one, -100, other, 2):
     raise OSError(ctypes.get_errno(), "renameat2")
 "#;
 
+/// Whom the uploader attacks: root, and a user of its own.
+const SERVICES: [u32; 2] = [0, 65534];
+
+/// A site of that user, in which the uploader may write to staging.
+fn site_of(service: u32, script: &str, settings: &str) -> Site {
+    // Not where the other tests run: cargo's directory may be out of the uploader's reach.
+    let site = Site::beneath(Path::new("/var/tmp"));
+    let site = match service {
+        0 => site,
+        user => site.run_by(user),
+    };
+    let settings = format!("recursive = true\ncheck_timeout_seconds = 600\n{settings}");
+    let site = site_in(site, script, &settings);
+    for (path, mode) in [(&site.root, 0o755), (&site.staging, 0o777)] {
+        fs::set_permissions(path, PermissionsExt::from_mode(mode)).expect("chmod");
+    }
+    site
+}
+
 /// A file in a directory of the uploader's, for which another is put in its place while the command runs, and taken away again. `twin`
 /// is what the command would read there by the path.
-fn exchanged(twin: &str, content: &str) -> Option<(Site, Finished)> {
-    if !is_root() {
-        skip("only root can play the uploader");
-        return None;
-    }
-    // Not where the other tests run: cargo's directory may be out of the uploader's reach.
+fn exchanged(service: u32, twin: &str, content: &str) -> (Site, Finished) {
     let script = r#"
         echo "$RINGEST_CHECK_PATH" > "${0%/*}/asked"
         until test -e "${0%/*}/exchanged"; do sleep 0.02; done
@@ -529,16 +547,11 @@ fn exchanged(twin: &str, content: &str) -> Option<(Site, Finished)> {
         until test -e "${0%/*}/back"; do sleep 0.02; done
         ! grep -q bad "$1"
         "#;
-    let site = site_in(
-        Site::beneath(Path::new("/var/tmp")),
-        script,
-        "recursive = true\ncheck_timeout_seconds = 600\n",
-    );
-    for (path, mode) in [(&site.root, 0o755), (&site.staging, 0o777)] {
-        fs::set_permissions(path, PermissionsExt::from_mode(mode)).expect("chmod");
-    }
-    fs::write(site.root.join("secret"), "of root alone").expect("write");
-    fs::set_permissions(site.root.join("secret"), PermissionsExt::from_mode(0o600)).expect("chmod");
+    let site = site_of(service, script, "");
+    let secret = site.root.join("secret");
+    fs::write(&secret, "of the service alone").expect("write");
+    fs::set_permissions(&secret, PermissionsExt::from_mode(0o600)).expect("chmod");
+    chown(&secret, Some(service), None).expect("chown");
     let (day, trap) = (site.staging.join("day"), site.staging.join(".trap"));
     let make = format!(
         "import os, sys\n\
@@ -555,56 +568,55 @@ fn exchanged(twin: &str, content: &str) -> Option<(Site, Finished)> {
     as_uploader(EXCHANGE, &[&day, &trap]);
     fs::write(site.root.join("back"), "").expect("write");
     let ended = running.finish().ok();
-    Some((site, ended))
+    (site, ended)
 }
 
 #[test]
 fn a_directory_that_is_exchanged_shows_it_no_file_of_anybody_else() {
-    let link = "os.symlink(sys.argv[1] + '/../../secret', sys.argv[2] + '/a.csv')";
-    let Some((site, ended)) = exchanged(link, "bad\n") else {
-        return;
-    };
-    let (_, message) = reason(&site, "a.csv");
-    assert_eq!(message, "check_command ended with code 1: bad");
-    let told = format!("{message}{}{}", ended.stderr, ended.stdout);
-    assert!(!told.contains("of root alone"), "{told}");
-    site.assert_agrees();
+    if !is_root() {
+        return skip("only root can play the uploader");
+    }
+    for service in SERVICES {
+        let link = "os.symlink(sys.argv[1] + '/../../secret', sys.argv[2] + '/a.csv')";
+        let (site, ended) = exchanged(service, link, "bad\n");
+        let (_, message) = reason(&site, "a.csv");
+        assert_eq!(message, "check_command ended with code 1: bad");
+        let told = format!("{message}{}{}", ended.stderr, ended.stdout);
+        assert!(!told.contains("alone"), "{told}");
+        site.assert_agrees();
+    }
 }
 
 #[test]
 fn a_directory_that_is_exchanged_has_no_bad_file_accepted_for_a_good_one() {
-    let good = "open(sys.argv[2] + '/a.csv', 'w').write('good\\n')";
-    let Some((site, _)) = exchanged(good, "bad\n") else {
-        return;
-    };
-    let (_, message) = reason(&site, "a.csv");
-    assert_eq!(message, "check_command ended with code 1: bad");
-    assert!(site.manifest().is_empty());
-    site.assert_agrees();
+    if !is_root() {
+        return skip("only root can play the uploader");
+    }
+    for service in SERVICES {
+        let good = "open(sys.argv[2] + '/a.csv', 'w').write('good\\n')";
+        let (site, _) = exchanged(service, good, "bad\n");
+        let (_, message) = reason(&site, "a.csv");
+        assert_eq!(message, "check_command ended with code 1: bad");
+        assert!(site.manifest().is_empty());
+        site.assert_agrees();
+    }
 }
 
 #[test]
 fn a_directory_that_stays_exchanged_leaves_nothing_judged_by_its_twin() {
+    if !is_root() {
+        return skip("only root can play the uploader");
+    }
     // The way to the file leads through a link, or to another file, when the command has ended.
     for replace in [
         "os.rename(day, day + '.gone'); os.symlink(day + '.gone', day)",
         "os.rename(day, day + '.gone'); os.mkdir(day); open(day + '/a.csv', 'w').write('good twin\\n')",
     ] {
-        if !is_root() {
-            return skip("only root can play the uploader");
-        }
         let script = r#"
             echo . >> "${0%/*}/asked"
             until test -e "${0%/*}/replaced"; do sleep 0.02; done
             "#;
-        let site = site_in(
-            Site::beneath(Path::new("/var/tmp")),
-            script,
-            "recursive = true\ncheck_timeout_seconds = 600\nexclude = [\"day.gone/**\"]\n",
-        );
-        for (path, mode) in [(&site.root, 0o755), (&site.staging, 0o777)] {
-            fs::set_permissions(path, PermissionsExt::from_mode(mode)).expect("chmod");
-        }
+        let site = site_of(0, script, "exclude = [\"day.gone/**\"]\n");
         let day = site.staging.join("day");
         let make = "import os, sys; day = sys.argv[1]; ";
         as_uploader(

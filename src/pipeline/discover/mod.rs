@@ -741,7 +741,7 @@ impl Discoverer {
         }
         let seen = match dir {
             Some(dir) => stat::stat_at(dir, path.file_name().unwrap_or(OsStr::new("."))),
-            None => look_beneath(&*root.dir, path),
+            None => open::stat_beneath(&*root.dir, path),
         };
         match seen {
             Ok(Some(seen)) if seen.kind == FileType::RegularFile => {
@@ -771,7 +771,7 @@ impl Discoverer {
     /// What was heard of a name while the file that had it was downstream.
     fn sight_again(&mut self, input: usize, path: &Path, heard: Heard) {
         let root = Arc::clone(&self.parts.inputs[input]);
-        let by = match look_beneath(&*root.dir, path) {
+        let by = match open::stat_beneath(&*root.dir, path) {
             Ok(Some(seen)) => heard.of(seen.identity.ctime),
             _ => heard.by,
         };
@@ -792,8 +792,8 @@ impl Discoverer {
         }
         // Its file has its own turn in the scan, if it is there.
         let known = self.entries[input].contains_key(file);
-        let alone = !known && matches!(look_beneath(&*root.dir, file), Ok(None));
-        let still_there = || matches!(look_beneath(&*root.dir, path), Ok(Some(_)));
+        let alone = !known && matches!(open::stat_beneath(&*root.dir, file), Ok(None));
+        let still_there = || matches!(open::stat_beneath(&*root.dir, path), Ok(Some(_)));
         if alone && still_there() {
             events::file_waiting(&root.absolute(path), "a sidecar without its file");
         }
@@ -900,7 +900,7 @@ impl Discoverer {
 
     fn has_sidecar(&self, root: &Input, path: &Path) -> bool {
         let path = sidecar_path(path, &root.settings.sidecar_suffix);
-        match look_beneath(&*root.dir, &path) {
+        match open::stat_beneath(&*root.dir, &path) {
             Ok(Some(seen)) => {
                 seen.kind == FileType::RegularFile
                     && !self.parts.kept.contains(root.id, &path, &seen.identity)
@@ -1332,23 +1332,6 @@ fn may_wait_long(input: &Input) -> bool {
     rules.command.is_some() || rules.gathers()
 }
 
-/// Looks at a path beneath an input. What a symbolic link or a mount point leads to is not there.
-fn look_beneath(root: impl AsFd, path: &Path) -> io::Result<Option<FileStat>> {
-    use rustix::io::Errno;
-    let name = path.file_name().unwrap_or(OsStr::new("."));
-    let parent = path.parent().unwrap_or(Path::new(""));
-    if parent.as_os_str().is_empty() {
-        return stat::stat_at(root, name);
-    }
-    match open::dir_beneath(root, parent) {
-        Ok(dir) => stat::stat_at(&dir, name),
-        Err(error) => match Errno::from_io_error(&error) {
-            Some(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::XDEV) => Ok(None),
-            _ => Err(error),
-        },
-    }
-}
-
 /// Whether one of these files will be tried for want of room.
 fn finds_out_about_room(entries: &HashMap<Arc<Path>, Entry>) -> bool {
     let soon = Instant::now() + PAUSE_REST;
@@ -1387,7 +1370,7 @@ mod tests {
         std::os::unix::fs::symlink("real", dir.path().join("link")).unwrap();
         let root = open::root_dir(dir.path()).unwrap();
         let size = |path: &str| {
-            let seen = look_beneath(&root, Path::new(path)).unwrap();
+            let seen = open::stat_beneath(&root, Path::new(path)).unwrap();
             seen.map(|seen| seen.identity.size)
         };
         assert_eq!(size("real/file"), Some(1));

@@ -302,15 +302,14 @@ mod tests {
             judge(rules, &asked, give_up)
         };
         let never = AtomicBool::new(false);
-        let message = |script: &str, millis| match judge(&rule("/bin/sh", script, millis), &never)
-            .unwrap()
-        {
-            Judgement::Refused(finding) => {
-                assert_eq!(finding.rule, "check_command");
-                finding.message
-            }
-            other => panic!("{other:?}"),
-        };
+        let message =
+            |script: &str, millis| match judge(&rule("/bin/sh", script, millis), &never).unwrap() {
+                Judgement::Refused(finding) => {
+                    assert_eq!(finding.rule, "check_command");
+                    finding.message
+                }
+                other => panic!("{other:?}"),
+            };
         // Whatever it finds out about the file it finds out from a descriptor, and where it works nothing else is.
         let script = r#"
             test "$(cat "$1") $(cat "$1")" = "its content its content" || exit 1

@@ -1016,9 +1016,7 @@ pub(super) fn still_whole(shared: &ReaderShared, staged: Staged<Handle>) -> Opti
         .map_or(&*input.dir, |claims| &*claims.dir);
     let whole = check_unchanged(input, path, &staged.file, &staged.stat).and_then(|()| {
         // Beneath, as it was opened: a directory on the way may be another one by now, or a link.
-        let parent = open::dir_beneath(dir, path.parent().unwrap_or(Path::new("")));
-        let name = path.file_name().unwrap_or_default();
-        match stat::stat_at(parent.map_err(opening)?, name) {
+        match open::stat_beneath(dir, path) {
             Ok(Some(seen)) if seen.identity.same_inode(&staged.stat.identity) => Ok(()),
             Ok(Some(_)) => Err(changed()),
             Ok(None) => Err(Leave::With(Fate::Withdrawn)),
