@@ -88,8 +88,12 @@ impl Session {
             ]);
         // Missing directories cannot be locked by anybody; so locking comes first where there is something.
         let missing: Vec<(&Path, &str)> = roles.filter(|(path, _)| !path.exists()).collect();
-        for (path, _) in &missing {
-            open::make_dirs(path).map_err(|error| config("make the directory", path, &error))?;
+        for (path, role) in &missing {
+            let made = match *role {
+                "state" => open::make_private_dirs(path),
+                _ => open::make_dirs(path),
+            };
+            made.map_err(|error| config("make the directory", path, &error))?;
         }
         let state = lock(&settings.state_path, lock::OF_STATE)?;
         let mut roots = Vec::new();
@@ -560,5 +564,11 @@ pub fn raise_suspicion(state_path: &Path, sync_failed: bool) {
         nanos: now.nanos,
         sync_failed: sync_failed || failed_before,
     };
-    let _ = serde_json::to_vec(&suspect).map(|bytes| std::fs::write(path, bytes));
+    let write = || -> io::Result<()> {
+        let flags = OFlags::CREATE | OFlags::TRUNC | OFlags::WRONLY | OFlags::CLOEXEC;
+        let file = rustix::fs::open(path, flags | OFlags::NOFOLLOW, open::PRIVATE_FILE)?;
+        open::make_private(&file)?;
+        Ok(serde_json::to_writer(std::fs::File::from(file), &suspect)?)
+    };
+    let _ = write();
 }

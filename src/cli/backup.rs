@@ -33,8 +33,8 @@ pub fn run(loaded: &Loaded, to: &Path, json: bool) -> Result<ExitCode, Failure> 
     let mut making = to.clone().into_os_string();
     making.push(".ringest-backup");
     let making = PathBuf::from(making);
-    open::make_dirs(&making).map_err(failed)?;
-    let Some(_held) = lock::lock_dir(&making).map_err(failed)? else {
+    open::make_private_dirs(&making).map_err(failed)?;
+    let Some(held) = lock::lock_dir(&making).map_err(failed)? else {
         return Err(Failure::new(
             Exit::Busy,
             "back up to",
@@ -43,6 +43,15 @@ pub fn run(loaded: &Loaded, to: &Path, json: bool) -> Result<ExitCode, Failure> 
             "let that one finish",
         ));
     };
+    if !open::make_private(&held).map_err(failed)? {
+        return Err(Failure::new(
+            Exit::Config,
+            "back up to",
+            &to,
+            format!("{} belongs to another user", making.display()),
+            "remove it, or name a directory that only you can write beside",
+        ));
+    }
     sweep(&making).map_err(failed)?;
     let (copy, bytes) = ledger.copy_to(&making.join("ledger"))?;
     // Of the copy: the ledger may have gone on.

@@ -6,7 +6,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
 use super::stat::{self, FileStat};
@@ -80,21 +80,57 @@ pub fn again(file: impl AsFd) -> io::Result<OwnedFd> {
 
 /// Makes a directory and what is missing above it, each durable in its parent.
 pub fn make_dirs(path: &Path) -> io::Result<()> {
-    match std::fs::create_dir(path) {
+    make(path, Mode::from_raw_mode(0o777)).map(drop)
+}
+
+/// The same, but for the last directory: if it is made here, it is 0700, whatever the umask.
+pub fn make_private_dirs(path: &Path) -> io::Result<()> {
+    match make(path, PRIVATE_DIR)? {
+        true => Ok(rustix::fs::chmod(path, PRIVATE_DIR)?),
+        false => Ok(()),
+    }
+}
+
+/// Whether the directory was missing.
+fn make(path: &Path, mode: Mode) -> io::Result<bool> {
+    match rustix::fs::mkdir(path, mode) {
         Ok(()) => {}
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+        Err(error @ Errno::NOENT) => {
             make_dirs(path.parent().ok_or(error)?)?;
-            std::fs::create_dir(path)?;
+            rustix::fs::mkdir(path, mode)?;
         }
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => {
-            return Ok(());
-        }
-        Err(error) => return Err(error),
+        Err(Errno::EXIST) if path.is_dir() => return Ok(false),
+        Err(error) => return Err(error.into()),
     }
     let parent = path
         .parent()
         .filter(|parent| !parent.as_os_str().is_empty());
-    sync_dir(parent.unwrap_or(Path::new(".")))
+    sync_dir(parent.unwrap_or(Path::new(".")))?;
+    Ok(true)
+}
+
+/// The mode of files that nobody but ringest's user reads or writes, in octal: 0600.
+pub const PRIVATE_FILE: Mode = Mode::from_raw_mode(0o600);
+const PRIVATE_DIR: Mode = Mode::from_raw_mode(0o700);
+
+/// Makes a file 0600, or a directory 0700: an earlier run, an umask or somebody's hand may have given it another mode. False,
+/// and nothing is done, if it belongs to another user. A filesystem that has no modes keeps its own.
+pub fn make_private(fd: impl AsFd) -> io::Result<bool> {
+    let seen = rustix::fs::fstat(&fd)?;
+    if seen.st_uid != rustix::process::geteuid().as_raw() {
+        return Ok(false);
+    }
+    let wanted = match FileType::from_raw_mode(seen.st_mode) {
+        FileType::Directory => PRIVATE_DIR,
+        _ => PRIVATE_FILE,
+    };
+    if Mode::from_raw_mode(seen.st_mode) == wanted {
+        return Ok(true);
+    }
+    match rustix::fs::fchmod(&fd, wanted) {
+        Ok(()) | Err(Errno::PERM | Errno::OPNOTSUPP | Errno::ROFS) => Ok(true),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Makes the names in a directory durable.

@@ -14,7 +14,8 @@ mod tests;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::ops::Bound;
-use std::os::unix::fs::FileExt;
+use std::os::fd::AsFd;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -168,7 +169,7 @@ impl Lmdb {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
                 _ => {}
             }
-            crate::io::open::make_dirs(&making).map_err(failed)?;
+            crate::io::open::make_private_dirs(&making).map_err(failed)?;
             Lmdb::open_there(&making, durability)?.keep_headroom()?;
             points::reached("ledger_made");
             std::fs::rename(&making, dir).map_err(failed)?;
@@ -202,6 +203,9 @@ impl Lmdb {
             Durability::Full => EnvFlags::empty(),
             Durability::None => EnvFlags::NO_SYNC | EnvFlags::NO_META_SYNC,
         };
+        let opened = crate::io::open::root_dir(dir)
+            .map_err(|error| Failure::io("open the ledger's directory", dir, &error))?;
+        make_private(&opened, dir)?;
         room::secure_lock_file(dir)?;
         let env = open_env(dir, flags)?;
         let create = || -> Result<Tables, heed::Error> {
@@ -221,6 +225,7 @@ impl Lmdb {
             .write(true)
             .open(&data)
             .map_err(|error| Failure::io("open the ledger", &data, &error))?;
+        make_private(&file, &data)?;
         let page_bytes = read_meta(&file, 0)
             .map_err(|error| Failure::io("read the ledger", &data, &error))?
             .ok_or_else(|| broken(&data, "it is not an LMDB file".into()))?
@@ -264,10 +269,15 @@ impl Lmdb {
     pub fn copy_to(&self, dir: &Path) -> Result<(Lmdb, u64), Failure> {
         let data = dir.join("data.mdb");
         let failed = |error: io::Error| Failure::io("copy the ledger to", &data, &error);
-        crate::io::open::make_dirs(dir).map_err(failed)?;
-        let file = self
-            .env
-            .copy_to_path(&data, heed::CompactionOption::Enabled)
+        crate::io::open::make_private_dirs(dir).map_err(failed)?;
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&data)
+            .map_err(failed)?;
+        self.env
+            .copy_to_file(&mut file, heed::CompactionOption::Enabled)
             .map_err(|error| match error {
                 heed::Error::Io(error) => failed(error),
                 error => damaged(&self.dir, "copy the ledger in", &error),
@@ -964,6 +974,13 @@ fn damaged(dir: &Path, operation: &str, error: &heed::Error) -> Failure {
             "the ledger is damaged: restore the state directory from a backup",
         ),
     }
+}
+
+/// Whoever reads the ledger knows every path, and whoever writes to it decides what is a duplicate.
+fn make_private(fd: impl AsFd, path: &Path) -> Result<(), Failure> {
+    crate::io::open::make_private(fd)
+        .map(drop)
+        .map_err(|error| Failure::io("set the mode of", path, &error))
 }
 
 fn open_env(dir: &Path, flags: EnvFlags) -> Result<Env<WithoutTls>, Failure> {

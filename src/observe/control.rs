@@ -45,13 +45,13 @@ pub struct ControlSocket {
 
 impl ControlSocket {
     /// Listens at `path` and answers each connection with what `answer` returns, and a newline.
-    /// A socket left at `path` is replaced: the caller holds the instance lock. Only the owner and
-    /// the group may connect, as far as the umask lets them.
+    /// A socket left at `path` is replaced: the caller holds the instance lock. Only its owner and
+    /// root may connect.
     pub fn bind(path: &Path, answer: impl Fn() -> String + Send + 'static) -> io::Result<Self> {
         remove_stale(path)?;
         let socket = socket()?;
         // On Linux the mode of an unbound socket is what bind(2) creates the file with.
-        rustix::fs::fchmod(&socket, Mode::from_raw_mode(0o660))?;
+        rustix::fs::fchmod(&socket, Mode::from_raw_mode(0o600))?;
         let address = Address::of(path)?;
         rustix::net::bind(&socket, &address.name)?;
         rustix::net::listen(&socket, BACKLOG)?;
@@ -227,7 +227,7 @@ mod tests {
         };
         let control = ControlSocket::bind(&path, answer).expect("bind");
         let mode = fs::metadata(&path).expect("there").permissions().mode();
-        assert_eq!(mode & 0o117, 0, "{mode:o}");
+        assert_eq!(mode & 0o777, 0o600, "{mode:o}");
         assert_eq!(ask(&path).expect("ask").as_deref(), Some(r#"{"asked":1}"#));
         assert_eq!(ask(&path).expect("ask").as_deref(), Some(r#"{"asked":2}"#));
         drop(control);

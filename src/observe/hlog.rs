@@ -30,7 +30,7 @@ use hdrhistogram::serialization::{Deserializer, Serializer, V2DeflateSerializer}
 
 use super::metrics::{Metrics, Stage, latencies};
 use crate::failure::{Exit, Failure};
-use crate::io::lock;
+use crate::io::{lock, open};
 
 /// How every interval log begins.
 const HEAD: &[u8] = b"#[Histogram log format version ";
@@ -180,6 +180,7 @@ pub fn open_to_append(path: &Path) -> io::Result<File> {
         .read(true)
         .append(true)
         .create(true)
+        .mode(0o600)
         // A FIFO without a reader is an error, not a wait.
         .custom_flags(libc::O_NONBLOCK)
         .open(path)?;
@@ -199,6 +200,7 @@ pub fn open_to_append(path: &Path) -> io::Result<File> {
     if !HEAD.starts_with(&head) {
         return refused("there is a file that is not an interval log");
     }
+    open::make_private(&file)?;
     let from = length.saturating_sub(LINE_BYTES_MAX);
     let mut end = vec![0; (length - from) as usize];
     file.read_exact_at(&mut end, from)?;

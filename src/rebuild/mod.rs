@@ -200,7 +200,7 @@ impl Roots {
                 ));
             }
         }
-        open::make_dirs(&settings.state_path)
+        open::make_private_dirs(&settings.state_path)
             .map_err(|error| session::config("make the directory", &settings.state_path, &error))?;
         let state = session::lock(&settings.state_path, lock::OF_STATE)?;
         let inputs = settings.sources.iter();

@@ -226,7 +226,10 @@ pub(super) fn secure_lock_file(dir: &Path) -> Result<(), Failure> {
         .truncate(false)
         .mode(0o600)
         .open(&path);
-    made.and_then(|file| allocate(&file, 0, LOCK_BYTES))
+    made.and_then(|file| {
+        crate::io::open::make_private(&file)?;
+        allocate(&file, 0, LOCK_BYTES)
+    })
         .map_err(|error| Failure::io("make room for", &path, &error))
 }
 

@@ -72,7 +72,7 @@ impl LogFiles {
             }
         };
         let made = !path.exists();
-        open::make_dirs(path)
+        open::make_private_dirs(path)
             .map_err(|error| unusable("make the directory for log files", path, &error))?;
         let (dir, lock) = open_dir(path)
             .map_err(|error| unusable("open the directory for log files", path, &error))?
@@ -95,6 +95,7 @@ impl LogFiles {
                 file: None,
                 told: None,
             };
+            file.make_rotated_private();
             match file.open() {
                 Err(error) if !is_no_room(&error) => {
                     Err(unusable("write log lines to", &file.path, &error))
@@ -126,7 +127,7 @@ impl LogFiles {
         if seen.is_ok_and(|seen| (seen.st_dev, seen.st_ino) == (held.st_dev, held.st_ino)) {
             return Ok(None);
         }
-        open::make_dirs(&self.path)?;
+        open::make_private_dirs(&self.path)?;
         let busy = || io::Error::other("another ringest writes its log files there");
         let (dir, lock) = open_dir(&self.path)?.ok_or_else(busy)?;
         Ok(Some((Arc::new(dir), lock)))
@@ -216,13 +217,14 @@ impl LogFile {
             // A FIFO is an error, not a wait.
             | OFlags::NONBLOCK
             | OFlags::CLOEXEC;
-        let mode = Mode::from_raw_mode(0o640);
-        let mut file = File::from(rustix::fs::openat(&self.dir, self.name, flags, mode)?);
+        let opened = rustix::fs::openat(&self.dir, self.name, flags, open::PRIVATE_FILE)?;
+        let mut file = File::from(opened);
         let metadata = file.metadata()?;
         if !metadata.is_file() {
             let what = "it is not a regular file";
             return Err(io::Error::new(ErrorKind::InvalidInput, what));
         }
+        open::make_private(&file)?;
         if let Some(last) = metadata.len().checked_sub(1) {
             let mut byte = [0];
             file.read_exact_at(&mut byte, last)?;
@@ -261,8 +263,22 @@ impl LogFile {
         Ok(whole_lines(lines, limit).max(first_line(lines)))
     }
 
+    fn numbered(&self, number: usize) -> String {
+        format!("{}.{number}", self.name)
+    }
+
+    /// Those that an earlier version, or somebody else, left readable for others. Best effort: they are written no more.
+    fn make_rotated_private(&self) {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        for number in 1..self.rotation.files {
+            let opened =
+                rustix::fs::openat(&self.dir, self.numbered(number), flags, Mode::empty());
+            let _ = opened.map(open::make_private);
+        }
+    }
+
     fn rotate(&mut self) -> io::Result<()> {
-        let numbered = |number: usize| format!("{}.{number}", self.name);
+        let numbered = |number| self.numbered(number);
         let last = self.rotation.files.saturating_sub(1);
         if last == 0 {
             let (file, _) = self.opened()?;
