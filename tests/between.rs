@@ -3,9 +3,9 @@
 
 mod support;
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{ErrorKind, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::OFlags;
@@ -81,6 +81,41 @@ fn a_placed_file_that_a_writer_opened_is_taken_back_and_read_again() {
     ends_well(run);
     // Its first number is that of the placement that was undone.
     assert_eq!(site.line("a.csv").number("seq"), 2);
+    site.assert_sound();
+}
+
+#[test]
+fn a_placed_file_that_got_other_rights_than_it_was_given_is_taken_back_and_read_again() {
+    let given: [(RunArgs, u32); 4] = [
+        (&[], 0o4644),
+        (&[], 0o2644),
+        (&["--placed-mode", "0640"], 0o666),
+        (&["--placed-owner", "self"], 0o666),
+    ];
+    for (args, mode) in given {
+        let site = Site::new();
+        site.put("a.csv", "content");
+        let run = stopped_at("placed", &site, args);
+        let own = fs::metadata(placed(&site)).expect("look").mode();
+        let set = |mode| fs::set_permissions(placed(&site), Permissions::from_mode(mode));
+        set(mode).expect("chmod");
+        ends_well(run);
+        let line = site.line("a.csv");
+        assert_eq!(line.number("seq"), 2, "{args:?} {mode:o}");
+        let again = fs::metadata(line.placed()).expect("look").mode();
+        assert_eq!(again, own & !0o7022, "{args:?} {mode:o}");
+        site.assert_sound();
+    }
+}
+
+#[test]
+fn a_placed_file_whose_owner_changes_its_plain_permissions_is_what_was_hashed() {
+    let site = Site::new();
+    site.put("a.csv", "content");
+    let run = stopped_at("placed", &site, &[]);
+    fs::set_permissions(placed(&site), Permissions::from_mode(0o600)).expect("chmod");
+    ends_well(run);
+    assert_eq!(site.line("a.csv").number("seq"), 1);
     site.assert_sound();
 }
 

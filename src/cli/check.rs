@@ -12,7 +12,9 @@ use serde_json::Value;
 
 use crate::io::probe::{self, FsKind};
 use crate::session;
-use crate::settings::{IoChoice, LeasePolicy, Loaded, Setting, Settings};
+use crate::settings::{
+    IoChoice, LeasePolicy, Loaded, OnDuplicate, PlacedOwner, Setting, Settings, Source,
+};
 
 const UNUSABLE_DIRECTORY: u8 = 78;
 const MISSING_FEATURE: u8 = 69;
@@ -120,6 +122,9 @@ pub struct Pair {
     pub warehouse: PathBuf,
     /// How files get there.
     pub way: Way,
+    /// Whether those of other users are renamed with a change of owner, where `placed_owner` asks for that; else they are copied.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub change_of_owner: Option<Ability>,
 }
 
 /// How files get from an input to the warehouse.
@@ -232,7 +237,7 @@ impl Report {
                 });
             }
         }
-        let pairs = Pair::all(settings, &directories, &mut problems);
+        let pairs = Pair::all(settings, &kernel, &directories, &mut problems);
         let settings = loaded.origins.clone();
         Self {
             settings,
@@ -390,6 +395,7 @@ fn nearest_existing(path: &Path) -> io::Result<&Path> {
 impl Pair {
     fn all(
         settings: &Settings,
+        kernel: &Kernel,
         directories: &[Directory],
         problems: &mut Vec<Problem>,
     ) -> Vec<Self> {
@@ -417,14 +423,41 @@ impl Pair {
                 });
                 Way::Unknown
             });
+            let directory = directories.iter().find(|it| it.path == input);
+            let change_of_owner = directory
+                .filter(|_| way != Way::Copy && source.layout.placed_owner == PlacedOwner::Own)
+                .map(|directory| change_of_owner(source, directory, kernel));
             pairs.push(Self {
                 source: source.name.clone(),
                 input,
                 warehouse,
                 way,
+                change_of_owner,
             });
         }
         pairs
+    }
+}
+
+/// Whether a file of another user can become our own without a copy.
+fn change_of_owner(source: &Source, directory: &Directory, kernel: &Kernel) -> Ability {
+    let no = |why: &str| Ability::No(why.into());
+    if source.on_duplicate == OnDuplicate::Keep {
+        return no("on_duplicate = keep: what stays in staging stays its uploader's");
+    }
+    let kind = directory.filesystem.as_ref();
+    if kind.is_some_and(|kind| kind.network || kind.overlay) {
+        return no("leases on this filesystem prove nothing");
+    }
+    match &directory.leases {
+        Some(Ability::Yes) => {}
+        Some(Ability::No(why)) => return Ability::No(format!("no leases: {why}")),
+        _ => return Ability::Unknown,
+    }
+    match (&kernel.lease_on_files_of_others, probe::change_of_owner()) {
+        (Ability::Yes, true) => Ability::Yes,
+        (Ability::Yes, false) => no("CAP_CHOWN is missing"),
+        _ => no("CAP_LEASE is missing"),
     }
 }
 
@@ -565,13 +598,17 @@ impl fmt::Display for Report {
         }
 
         writeln!(f, "\nto the warehouse")?;
-        for Pair { source, way, .. } in &self.pairs {
-            let way = match way {
-                Way::Rename => "rename",
-                Way::Copy => "copy: another filesystem, mount or quota",
-                Way::Unknown => "unknown until made",
+        for pair in &self.pairs {
+            let way = match (pair.way, &pair.change_of_owner) {
+                (Way::Rename, None) => "rename",
+                (Way::Rename, Some(Ability::Yes)) => "rename, with a change of owner",
+                (Way::Rename, Some(Ability::No(why))) => {
+                    &format!("copy, for placed_owner = self: {why}")
+                }
+                (Way::Copy, _) => "copy: another filesystem, mount or quota",
+                (Way::Unknown, _) | (_, Some(Ability::Unknown)) => "unknown until made",
             };
-            writeln!(f, "  {source:18} {way}")?;
+            writeln!(f, "  {:18} {way}", pair.source)?;
         }
 
         for warning in &self.warnings {

@@ -243,11 +243,27 @@ pub fn lease(directory: &Path) -> Result<(), String> {
 /// Whether leases are granted on files of other users too: CAP_LEASE is in effect.
 pub fn lease_on_files_of_others() -> bool {
     const CAP_LEASE: u32 = 28;
+    has_capability(CAP_LEASE)
+}
+
+/// Whether files can be given away and taken: CAP_CHOWN is in effect.
+pub fn change_of_owner() -> bool {
+    const CAP_CHOWN: u32 = 0;
+    has_capability(CAP_CHOWN)
+}
+
+/// Whether files of other users can be treated as our own: CAP_FOWNER is in effect.
+pub fn owner_of_all() -> bool {
+    const CAP_FOWNER: u32 = 3;
+    has_capability(CAP_FOWNER)
+}
+
+fn has_capability(number: u32) -> bool {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
     effective
         .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
-        .is_some_and(|mask| mask >> CAP_LEASE & 1 == 1)
+        .is_some_and(|mask| mask >> number & 1 == 1)
 }
 
 /// Whether files can be made in a directory that get their name only when they are whole.

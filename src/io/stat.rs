@@ -82,6 +82,11 @@ pub struct FileStat {
 }
 
 impl FileStat {
+    /// Whether owner, group and permissions are the same.
+    pub fn has_rights_of(&self, other: &FileStat) -> bool {
+        (self.uid, self.gid, self.mode) == (other.uid, other.gid, other.mode)
+    }
+
     /// Whether some of the file's bytes are not allocated.
     pub fn has_holes(&self) -> bool {
         self.blocks * 512 < self.identity.size

@@ -124,7 +124,7 @@ pub struct Copied<File> {
     /// The copy, open for writing.
     pub file: File,
     /// Its state.
-    pub identity: Identity,
+    pub stat: FileStat,
     /// Its name in `_tmp`, on filesystems that have no unnamed files.
     pub temporary: Option<read::copy::Temporary>,
 }

@@ -158,6 +158,19 @@ impl OnDuplicate {
 }
 
 choice! {
+    /// Who owns a placed file.
+    PlacedOwner {
+        /// Who uploaded it, and so may go on changing it.
+        #[default]
+        Keep = "keep",
+        /// The user that ringest runs as: by a change of owner where there is a lease and CAP_CHOWN, else by a copy. Nobody else can write to it.
+        #[value(name = "self")]
+        #[serde(rename = "self")]
+        Own = "self",
+    }
+}
+
+choice! {
     /// Whether commits reach the disk before they are acknowledged.
     Durability {
         /// Everything is synced before anything points at it.

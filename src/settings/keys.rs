@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use super::choices::{
     Content, CopyMethod, Dedupe, Durability, EmptyPolicy, IoChoice, IoPriority, LeasePolicy,
-    LogFormat, LogLevel, Mode, OnDuplicate, Order, ReadMethod,
+    LogFormat, LogLevel, Mode, OnDuplicate, Order, PlacedOwner, ReadMethod,
 };
 use super::layout::{self, TemplateFor};
 use super::{content, rules};
@@ -453,6 +453,13 @@ pub static KEYS: &[Key] = &[
         &[],
         "MODE",
         "Permissions that files are placed with: 0640 [default: their own]",
+    ),
+    of_source(
+        "placed_owner",
+        Kind::Choice(words::<PlacedOwner>),
+        &["keep"],
+        "OWNER",
+        "Who owns placed files",
     ),
     of_source(
         "placed_group",

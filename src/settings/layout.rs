@@ -3,6 +3,8 @@
 use std::fmt;
 use std::path::{Component, Path};
 
+use super::PlacedOwner;
+
 /// How a source's files are laid out beneath the warehouse.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Layout {
@@ -14,6 +16,8 @@ pub struct Layout {
     pub quarantine_dir: Template,
     /// Permissions that files get; `None`: they keep theirs.
     pub placed_mode: Option<u32>,
+    /// Who owns them.
+    pub placed_owner: PlacedOwner,
     /// Number of the group that files get; `None`: they keep theirs.
     pub placed_group: Option<u32>,
 }
@@ -26,6 +30,7 @@ impl Default for Layout {
             placed_name: template(PLACED_NAME),
             quarantine_dir: template(QUARANTINE_DIR),
             placed_mode: None,
+            placed_owner: PlacedOwner::default(),
             placed_group: None,
         }
     }

@@ -34,7 +34,8 @@ use globset::GlobSet;
 
 pub use choices::{
     Concurrency, Content, CopyMethod, Dedupe, Disable, Durability, EmptyPolicy, IoChoice,
-    IoPriority, LeasePolicy, LogFormat, LogLevel, Mode, NotAChoice, OnDuplicate, Order, ReadMethod,
+    IoPriority, LeasePolicy, LogFormat, LogLevel, Mode, NotAChoice, OnDuplicate, Order,
+    PlacedOwner, ReadMethod,
 };
 pub use content::{CHECK_VARIABLES, CommandRule, ContentRules, CsvRules, MaskedFields};
 pub use encoding::Encoding;

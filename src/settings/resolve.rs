@@ -409,6 +409,7 @@ impl Merged<'_> {
                 placed_name: of_source("placed_name")?.parse()?,
                 quarantine_dir: of_source("quarantine_dir")?.parse()?,
                 placed_mode: of_source("placed_mode")?.optional(layout::mode)?,
+                placed_owner: of_source("placed_owner")?.parse()?,
                 placed_group: of_source("placed_group")?.optional(layout::group)?,
             },
             claim_dir,

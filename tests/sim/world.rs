@@ -513,10 +513,10 @@ fn write_copy(
     disk.write_at(&file, bytes, 0)?;
     let mtime = state.borrow().image.inode(source).mtime;
     state.borrow_mut().image.set_mtime(file.id, mtime);
-    let identity = disk.stat_file(&file)?.identity;
+    let stat = disk.stat_file(&file)?;
     Ok(Copied {
         file,
-        identity,
+        stat,
         temporary,
     })
 }

@@ -85,7 +85,12 @@ impl Site {
 
     /// The warehouse on tmpfs, the rest where [`Site::new`] puts it. `None`, and skipped, if that is one filesystem.
     pub fn across_filesystems() -> Option<Site> {
-        let mut site = Site::new();
+        Site::new().across()
+    }
+
+    /// The same with the warehouse on tmpfs. `None`, and skipped, if that is one filesystem.
+    pub fn across(self) -> Option<Site> {
+        let mut site = self;
         let device = |path: &Path| fs::metadata(path).map(|metadata| metadata.dev()).ok();
         let there = device(Path::new(TMPFS));
         if there.is_none() || there == device(&site.root) {
@@ -113,9 +118,13 @@ impl Site {
         assert!(copied.expect("run cp").success(), "copy the program");
         fs::set_permissions(&binary, Permissions::from_mode(0o755))
             .expect("let others run the program");
-        std::os::unix::fs::chown(&self.root, Some(user), Some(user)).expect("give the site away");
-        fs::set_permissions(&self.root, Permissions::from_mode(0o755))
-            .expect("let others see the site");
+        for directory in &self.directories {
+            let directory = directory.path();
+            std::os::unix::fs::chown(directory, Some(user), Some(user))
+                .expect("give the site away");
+            fs::set_permissions(directory, Permissions::from_mode(0o755))
+                .expect("let others see the site");
+        }
         self.binary = binary;
         self.user = Some(user);
         self

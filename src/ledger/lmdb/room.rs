@@ -230,7 +230,7 @@ pub(super) fn secure_lock_file(dir: &Path) -> Result<(), Failure> {
         crate::io::open::make_private(&file)?;
         allocate(&file, 0, LOCK_BYTES)
     })
-        .map_err(|error| Failure::io("make room for", &path, &error))
+    .map_err(|error| Failure::io("make room for", &path, &error))
 }
 
 #[cfg(test)]

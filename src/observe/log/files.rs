@@ -271,8 +271,7 @@ impl LogFile {
     fn make_rotated_private(&self) {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         for number in 1..self.rotation.files {
-            let opened =
-                rustix::fs::openat(&self.dir, self.numbered(number), flags, Mode::empty());
+            let opened = rustix::fs::openat(&self.dir, self.numbered(number), flags, Mode::empty());
             let _ = opened.map(open::make_private);
         }
     }

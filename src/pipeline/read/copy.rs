@@ -21,6 +21,7 @@ use crate::pipeline::record::layout;
 use crate::settings::{CopyMethod, Layout};
 use crate::trial::points;
 
+use super::access;
 use super::method::Methods;
 
 /// Zeros are left out in pieces of this many bytes, the block size of most filesystems.
@@ -415,8 +416,8 @@ impl CopyTarget {
         write_all_at(&self.fd, &bytes[start..end], offset + start as u64)
     }
 
-    /// Gives the copy what its source has beside its bytes: size, attributes, owner where allowed, mode and times; and what
-    /// `layout` says instead.
+    /// Gives the copy what its source has beside its bytes: size, times, attributes, permissions and owner, and what `layout`
+    /// says instead.
     pub fn finish(
         mut self,
         source_fd: impl AsFd,
@@ -428,20 +429,7 @@ impl CopyTarget {
         if stat::stat_fd(&self.fd)?.identity.size != self.size {
             rustix::fs::ftruncate(&self.fd, self.size)?;
         }
-        copy_attributes(&source_fd, &self.fd);
-        // Only the superuser may give files away; a copy of our own is still a good copy.
-        let own = stat::stat_fd(&self.fd)?;
-        if own.uid != source.uid || own.gid != source.gid {
-            let (uid, gid) = (
-                rustix::fs::Uid::from_raw(source.uid),
-                rustix::fs::Gid::from_raw(source.gid),
-            );
-            if rustix::fs::fchown(&self.fd, Some(uid), Some(gid)).is_err() {
-                let _ = rustix::fs::fchown(&self.fd, None, Some(gid));
-            }
-        }
-        rustix::fs::fchmod(&self.fd, Mode::from_raw_mode(source.mode & 0o777))?;
-        set_access(&self.fd, &stat::stat_fd(&self.fd)?, layout)?;
+        access::set_on_copy(&self.fd, source_fd, source, layout)?;
         let mtime = Timespec {
             tv_sec: source.identity.mtime.seconds,
             tv_nsec: source.identity.mtime.nanos.into(),
@@ -453,9 +441,10 @@ impl CopyTarget {
                 last_modification: mtime,
             },
         )?;
+        access::give_away(&self.fd, source, layout)?;
         points::reached("copy_written");
         Ok(Copied {
-            identity: stat::stat_fd(&self.fd)?.identity,
+            stat: stat::stat_fd(&self.fd)?,
             file: Handle::new(self.fd),
             temporary: self.temporary,
         })
@@ -500,20 +489,6 @@ impl Pipe {
     }
 }
 
-/// Gives a file the permissions and the group that `layout` says, if it has others. Returns whether it had.
-pub fn set_access(file: impl AsFd, seen: &FileStat, layout: &Layout) -> io::Result<bool> {
-    let group = layout.placed_group.filter(|&group| group != seen.gid);
-    let mode = layout.placed_mode.unwrap_or(seen.mode & 0o777);
-    if let Some(group) = group {
-        rustix::fs::fchown(&file, None, Some(rustix::fs::Gid::from_raw(group)))?;
-    }
-    let other = mode != seen.mode & 0o777;
-    if other {
-        rustix::fs::fchmod(&file, Mode::from_raw_mode(mode))?;
-    }
-    Ok(group.is_some() || other)
-}
-
 /// Whether an error says that two filesystems, or this kernel, do not know a way to copy.
 pub fn is_refusal(error: &io::Error) -> bool {
     matches!(
@@ -531,31 +506,6 @@ pub fn is_refusal(error: &io::Error) -> bool {
 
 fn is_zero(block: &[u8]) -> bool {
     block.iter().all(|&byte| byte == 0)
-}
-
-/// Copies extended attributes as far as the destination takes them.
-fn copy_attributes(from: impl AsFd, to: impl AsFd) {
-    // Most files have none, and then nothing is to be allocated.
-    let length = match rustix::fs::flistxattr_query(&from) {
-        Ok(0) | Err(_) => return,
-        Ok(length) => length,
-    };
-    let mut names = vec![0u8; length];
-    let Ok(length) = rustix::fs::flistxattr(&from, &mut names[..]) else {
-        return;
-    };
-    let mut value = Vec::new();
-    for name in names[..length].split(|&byte| byte == 0) {
-        // Labels and capabilities are the destination's own business.
-        if name.is_empty() || name.starts_with(b"security.") {
-            continue;
-        }
-        value.resize(64 << 10, 0);
-        if let Ok(length) = rustix::fs::fgetxattr(&from, name, &mut value[..]) {
-            let flags = rustix::fs::XattrFlags::empty();
-            let _ = rustix::fs::fsetxattr(&to, name, &value[..length], flags);
-        }
-    }
 }
 
 #[cfg(test)]
@@ -652,7 +602,7 @@ mod tests {
         source.read_exact_at(&mut content, 0).unwrap();
         target.write(&content, 0).unwrap();
         let copy = target.finish(&source, &seen, &Layout::default()).unwrap();
-        assert_eq!(copy.identity.size, seen.identity.size);
+        assert_eq!(copy.stat.identity.size, seen.identity.size);
         let mut copied = vec![1; content.len()];
         assert_eq!(
             rustix::io::pread(&copy.file, &mut copied, 0).unwrap(),

@@ -1,5 +1,6 @@
 //! Reading: each file once, from its first byte to its last, hashed and (across filesystems) copied on the way.
 
+pub mod access;
 pub mod checks;
 pub mod copy;
 pub mod digest;

@@ -32,8 +32,9 @@ use crate::pipeline::discover::shares::Shares;
 use crate::pipeline::queue::Queue;
 use crate::pipeline::{Candidate, Fate, Input, Proof, Staged, Waiting};
 use crate::session::Suspicion;
-use crate::settings::{CopyMethod, IoChoice, LeasePolicy, Mode};
+use crate::settings::{CopyMethod, IoChoice, LeasePolicy, Mode, OnDuplicate, PlacedOwner};
 
+use super::access;
 use super::checks::Checks;
 use super::copy::{self, CopyTarget};
 use super::digest::{self, Stream};
@@ -467,8 +468,13 @@ impl Reader {
         if before.links > 1 {
             return Err(again(Duration::from_secs(1), Waiting::Links));
         }
-        if !(input.copy || candidate.copy) {
-            before = set_access(candidate, &file, before)?;
+        let suspicion = self.shared.suspicion;
+        let suspicion = suspicion.filter(|suspicion| before.identity.ctime <= suspicion.until);
+        let only_cached = suspicion.is_some_and(|suspicion| suspicion.sync_failed);
+        let mut copies =
+            input.copy || candidate.copy || only_cached || cannot_be_made_ours(input, &file);
+        if !copies {
+            (before, copies) = set_access(input, &file, before)?;
         }
         if !file.has_lease() {
             before = self.pin_without_lease(candidate, &file, before)?;
@@ -477,16 +483,13 @@ impl Reader {
             // Whoever hashes a large file into its sidecar is at it for long: spare both of us the reading.
             open_sidecar(&self.shared, candidate, &before)?;
         }
-        let suspicion = self.shared.suspicion;
-        let suspicion = suspicion.filter(|suspicion| before.identity.ctime <= suspicion.until);
         if suspicion.is_some() {
             // The session synced the filesystem before intake began, so these pages are clean and can go.
             let advice = rustix::fs::Advice::DontNeed;
             rustix::fs::fadvise(&file, 0, None, advice)
                 .map_err(|error| Leave::Failed("drop the cache of", error.into()))?;
         }
-        let only_cached = suspicion.is_some_and(|suspicion| suspicion.sync_failed);
-        let copy = if input.copy || candidate.copy || only_cached {
+        let copy = if copies {
             let method = match only_cached {
                 // Nothing but what was hashed is to be trusted.
                 true => CopyMethod::Write,
@@ -574,7 +577,7 @@ impl Reader {
             .sync_files(root, &[file])
             .map_err(|error| Leave::Fatal(Failure::sync("sync", &path(), &error)))?;
         let synced = stat::stat_fd(file).map_err(|error| Leave::Failed("look at", error))?;
-        if synced.identity != before.identity {
+        if synced.identity != before.identity || !synced.has_rights_of(&before) {
             events::file_changed(&path(), "changed before it was read");
             return Err(changed());
         }
@@ -1047,23 +1050,31 @@ pub(super) fn check_failed(shared: &ReaderShared, staged: Staged<Handle>, error:
     conclude(shared, staged.candidate, leave);
 }
 
-/// Gives a file that will be renamed the permissions and the group that it is to have there. Who may not do that makes a copy.
-fn set_access(candidate: &Candidate, file: &Handle, before: FileStat) -> Result<FileStat, Leave> {
-    match copy::set_access(file, &before, &candidate.input.settings.layout) {
-        Ok(false) => return Ok(before),
-        Ok(true) => {}
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-            return Err(Leave::With(Fate::NeedsCopy));
-        }
-        Err(error) => return Err(Leave::Failed("set permissions or group of", error)),
-    }
+/// Whether a file that is to belong to ringest has to be copied. A lease shows that nobody has it open for writing, and after a
+/// change of owner nobody comes; without one, who has it open goes on. What is kept in staging stays its uploader's.
+fn cannot_be_made_ours(input: &Input, file: &Handle) -> bool {
+    let settings = &input.settings;
+    settings.layout.placed_owner == PlacedOwner::Own
+        && (!file.has_lease() || settings.on_duplicate == OnDuplicate::Keep)
+}
+
+/// Gives a file that will be renamed the owner and the permissions that it is to have there. True: it has to be copied, since its
+/// owner or its filesystem will not have that.
+fn set_access(input: &Input, file: &Handle, before: FileStat) -> Result<(FileStat, bool), Leave> {
+    let layout = &input.settings.layout;
+    let refused = match access::set(file, &before, layout) {
+        Ok(false) => return Ok((before, false)),
+        Ok(true) => false,
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => true,
+        Err(error) => return Err(no_room_or("set permissions or owner of", error)),
+    };
     let after = stat::stat_fd(file).map_err(|error| Leave::Failed("look at", error))?;
     let same = Identity {
         ctime: after.identity.ctime,
         ..before.identity
     };
-    match after.identity == same {
-        true => Ok(after),
+    match after.identity == same && after.links == before.links {
+        true => Ok((after, refused || !access::is_set(&after, layout))),
         false => Err(changed()),
     }
 }
@@ -1095,7 +1106,7 @@ fn claim(candidate: &mut Candidate, file: &Handle, before: FileStat) -> Result<F
     };
     // One that took its name a moment ago goes back.
     let itself = moved.is_some_and(|moved| moved.identity.same_inode(&after.identity));
-    match itself && after.identity == same {
+    match itself && after.identity == same && after.has_rights_of(&before) {
         true => Ok(after),
         false => Err(changed()),
     }
@@ -1141,7 +1152,7 @@ fn check_unchanged(
 ) -> Result<(), Leave> {
     let path = || input.absolute(path);
     let after = stat::stat_fd(file).map_err(|error| Leave::Failed("look at", error))?;
-    if after.identity != before.identity {
+    if after.identity != before.identity || !after.has_rights_of(before) {
         events::file_changed(&path(), "changed while it was read");
         return Err(changed());
     }
@@ -1628,7 +1639,7 @@ mod tests {
                 let mut content = vec![1; size as usize + 1];
                 let read = rustix::io::pread(&copy.file, &mut content, 0).unwrap();
                 assert!(content[..read] == bytes);
-                assert_eq!(copy.identity.size, size);
+                assert_eq!(copy.stat.identity.size, size);
             }
         }
     }

@@ -134,7 +134,7 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
                 placement,
                 placed: PathBuf::new(),
                 placed_inode: match &staged.copy {
-                    Some(copy) => copy.identity.inode,
+                    Some(copy) => copy.stat.identity.inode,
                     None => staged.stat.identity.inode,
                 },
                 time_micros,

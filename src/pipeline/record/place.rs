@@ -13,7 +13,8 @@ use crate::io::probe::Ctimes;
 use crate::io::{Disk, FileStat, TICK, Timestamp};
 use crate::ledger::{Arrival, Ledger, Outcome, Placement, Position, SourceId};
 use crate::observe::events;
-use crate::pipeline::{Fate, Waiting};
+use crate::pipeline::read::access;
+use crate::pipeline::{Fate, Staged, Waiting};
 use crate::trial::{mutants, points};
 
 use super::classify::{fate_of, is_absent, is_full};
@@ -221,13 +222,14 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
                 open.is_none_or(|file| self.disk.unbroken(file)) || mutants::on("lease_unchecked");
             let copy = staged.and_then(|staged| staged.copy.as_ref());
             let mtime = match arrival.placement {
-                Placement::Copy => copy.map(|copy| copy.identity.mtime),
+                Placement::Copy => copy.map(|copy| copy.stat.identity.mtime),
                 _ => Some(arrival.identity.mtime),
             };
-            if unbroken
-                && let Some(seen) = seen
-                && is_as_hashed(arrival, mtime, &seen)
-            {
+            let as_hashed = |stat: &FileStat| {
+                is_as_hashed(arrival, mtime, stat)
+                    && staged.is_none_or(|staged| has_its_rights(staged, stat))
+            };
+            if unbroken && let Some(seen) = seen.filter(as_hashed) {
                 // A copy is open for writing, and so without a lease.
                 let leased = copy.is_none() && open.is_some_and(|file| self.disk.is_leased(file));
                 item.arrival.placed_ctime = self.vouched_ctime(leased, &seen);
@@ -459,6 +461,13 @@ fn is_as_hashed(arrival: &Arrival, mtime: Option<Timestamp>, placed: &FileStat) 
     (inode || mutants::on("inode_unchecked"))
         && (links || mutants::on("links_unchecked"))
         && (size && mtime || mutants::on("change_unchecked"))
+}
+
+/// Whether owner and permissions of a placed file are those with which it was read, or its copy made.
+fn has_its_rights<File>(staged: &Staged<File>, placed: &FileStat) -> bool {
+    let set = staged.copy.as_ref().map_or(&staged.stat, |copy| &copy.stat);
+    let layout = &staged.candidate.input.settings.layout;
+    access::is_still_set(placed, set, layout) || mutants::on("rights_unchecked")
 }
 
 pub(super) fn name_of(path: &Path) -> &OsStr {
