@@ -60,6 +60,10 @@ impl Runner {
     }
 
     fn run(self, site: &Site, args: RunArgs) -> Finished {
+        Finished::of(self.command(site, &[args, &["--once"]].concat())).ok()
+    }
+
+    fn command(self, site: &Site, args: RunArgs) -> Command {
         let mut capabilities = Vec::new();
         for (name, has) in [("lease", self.lease), ("chown", self.chown)] {
             match (self.user, has) {
@@ -81,11 +85,9 @@ impl Runner {
                 _ => ["--ambient-caps", &list],
             });
         }
-        let mut run = site.run(args);
-        run.arg("--once");
-        let mut wrapped = through(&words, &run);
+        let mut wrapped = through(&words, &site.run(args));
         wrapped.current_dir(&site.root);
-        Finished::of(wrapped).ok()
+        wrapped
     }
 }
 
@@ -271,6 +273,38 @@ fn an_uploader_cannot_change_what_was_placed_as_ringests_own() {
                 assert_eq!(fs::read(&path).expect("read"), before, "{runner:?}");
             }
             site.assert_sound();
+        }
+    }
+}
+
+#[test]
+fn an_uploader_that_never_leaves_its_files_alone_cannot_change_what_is_placed_as_ringests_own() {
+    for runner in [RUNNERS[0], RUNNERS[2], RUNNERS[3]] {
+        let Some(site) = runner.site(false) else {
+            return;
+        };
+        let args = ["--placed-owner", "self", "--mode", "closed"];
+        let mut running = Running::spawn(runner.command(&site, &args));
+        running.wait_for_event("started", "");
+        // What is gone from staging it makes anew.
+        let script = "for round in $(seq 15); do for number in $(seq 20); do
+            file=$1/$number.csv; echo $round $number >> $file; chmod 4777 $file; exec 3< $file
+            echo more >> /proc/self/fd/3; chmod 0666 $file; done; done";
+        let mut shell = Command::new("sh");
+        shell.args(["-c", script, "sh"]).arg(&site.staging);
+        shell.uid(UPLOADER).gid(UPLOADER).current_dir("/");
+        shell.stdout(Stdio::null()).stderr(Stdio::null());
+        shell.status().expect("run sh");
+        running.terminate();
+        runner.run(&site, &args);
+        site.assert_sound();
+        for path in [site.placed_files(), site.duplicates(), site.quarantined()].concat() {
+            let seen = fs::metadata(&path).expect("look");
+            assert_eq!(
+                (seen.uid(), seen.mode() & 0o7022),
+                (runner.user, 0),
+                "{path:?}"
+            );
         }
     }
 }
