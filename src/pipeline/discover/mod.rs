@@ -474,7 +474,7 @@ impl Discoverer {
                 self.make_up();
             }
             Report::Moved => self.make_up(),
-            Report::RootGone { .. } => self.check_roots()?,
+            Report::RootGone => self.check_roots()?,
             Report::Name {
                 input,
                 path,

@@ -36,10 +36,7 @@ pub enum Report {
     /// A directory that was watched has another place, perhaps outside of all inputs.
     Moved,
     /// An input directory itself was moved or removed.
-    RootGone {
-        /// Index of the input.
-        input: usize,
-    },
+    RootGone,
 }
 
 /// The watches on all inputs.
@@ -109,7 +106,7 @@ impl Watcher {
             }
             let of_itself = EventMask::DELETE_SELF | EventMask::MOVE_SELF;
             if event.mask.intersects(of_itself) && directory.as_os_str().is_empty() {
-                reports.push(Report::RootGone { input });
+                reports.push(Report::RootGone);
                 continue;
             }
             if event.mask.contains(EventMask::MOVE_SELF) {
