@@ -664,6 +664,24 @@ fn across_filesystems_what_is_placed_is_what_was_checked() {
 }
 
 #[test]
+fn a_copy_that_the_command_writes_to_is_made_again() {
+    let Some(site) = Site::across_filesystems() else {
+        return;
+    };
+    let script = r#"
+        echo . >> "${0%/*}/asked"
+        test -e "${0%/*}/once" || echo more >> "$1"
+        : > "${0%/*}/once"
+        "#;
+    let site = site_in(site, script, "");
+    site.put("a.csv", "first\n");
+    site.run_once(&[]);
+    assert_eq!(site.line("a.csv").sha256(), sha256(b"first\n"));
+    assert_eq!(lines_of(&site.root.join("asked")).len(), 2);
+    site.assert_sound();
+}
+
+#[test]
 fn one_that_cannot_be_run_is_a_mistake_in_the_settings_and_later_leaves_files_where_they_are() {
     let site = Site::new().with(&["--stability-seconds", "0.1"]);
     for (words, says) in [

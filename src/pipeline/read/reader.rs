@@ -30,7 +30,7 @@ use crate::observe::events;
 use crate::observe::metrics::{Metrics, Stage};
 use crate::pipeline::discover::shares::Shares;
 use crate::pipeline::queue::Queue;
-use crate::pipeline::{Candidate, Fate, Input, Proof, Staged, Waiting};
+use crate::pipeline::{Candidate, Copied, Fate, Input, Proof, Staged, Waiting};
 use crate::session::Suspicion;
 use crate::settings::{CopyMethod, IoChoice, LeasePolicy, Mode, OnDuplicate, PlacedOwner};
 
@@ -1009,7 +1009,7 @@ pub(super) fn hand_on_if_whole(shared: &ReaderShared, staged: Staged<Handle>) {
     }
 }
 
-/// The file, if it is what was read, and lies where it lay.
+/// The file, if it is what was read, with its copy, and lies where it lay.
 pub(super) fn still_whole(shared: &ReaderShared, staged: Staged<Handle>) -> Option<Staged<Handle>> {
     let input = &staged.candidate.input;
     let path = staged.candidate.path();
@@ -1026,11 +1026,29 @@ pub(super) fn still_whole(shared: &ReaderShared, staged: Staged<Handle>) -> Opti
             Err(error) => Err(Leave::Failed("look at", error)),
         }
     });
+    let copy = staged.copy.as_ref();
+    let whole = whole.and_then(|()| copy.map_or(Ok(()), |copy| copy_unchanged(input, path, copy)));
     match whole {
         Ok(()) => Some(staged),
         Err(leave) => {
             conclude(shared, staged.candidate, leave);
             None
+        }
+    }
+}
+
+/// What was handed to a command may have been written by it.
+fn copy_unchanged(input: &Input, path: &Path, copy: &Copied<Handle>) -> Result<(), Leave> {
+    let seen =
+        stat::stat_fd(&copy.file).map_err(|error| Leave::Failed("look at the copy of", error))?;
+    match seen.identity == copy.identity {
+        true => Ok(()),
+        false => {
+            events::file_changed(
+                &input.absolute(path),
+                "its copy changed while it was checked",
+            );
+            Err(changed())
         }
     }
 }
