@@ -207,9 +207,18 @@ impl Session {
     }
 }
 
-/// The sources whose staging directories let us in. One that its owner has closed keeps nobody else's files waiting; if all are, the first
-/// failure says so.
+/// The sources whose staging directories let us in, with a word about the others.
 fn open_sources(settings: &Settings) -> Vec<&Source> {
+    let (closed, open) = closed_sources(settings);
+    for source in closed {
+        events::source_closed(&source.name, &source.input);
+    }
+    open
+}
+
+/// The sources whose staging directories do not let us in, and those that do. One that its owner has closed keeps nobody else's files
+/// waiting. If all are, none counts as closed: a start then fails on the first.
+pub(crate) fn closed_sources(settings: &Settings) -> (Vec<&Source>, Vec<&Source>) {
     use rustix::fs::{Access, CWD};
     let closed = |source: &&Source| {
         let access = Access::READ_OK | Access::WRITE_OK | Access::EXEC_OK;
@@ -217,13 +226,10 @@ fn open_sources(settings: &Settings) -> Vec<&Source> {
         may == Err(rustix::io::Errno::ACCESS)
     };
     let (closed, open): (Vec<&Source>, Vec<&Source>) = settings.sources.iter().partition(closed);
-    if open.is_empty() {
-        return closed;
+    match open.is_empty() {
+        true => (open, closed),
+        false => (closed, open),
     }
-    for source in closed {
-        events::source_closed(&source.name, &source.input);
-    }
-    open
 }
 
 /// The claim directory of a source, to which a rename has to work.

@@ -198,9 +198,17 @@ impl Report {
                 path: Some(path),
             });
         }
+        let (closed, _) = session::closed_sources(settings);
         for directory in &directories {
             let path = directory.path.display();
-            if let Ability::No(why) = &directory.writable {
+            let is_closed = |source: &&Source| source.input == directory.path;
+            if let Ability::No(why) = &directory.writable
+                && closed.iter().any(is_closed)
+            {
+                warnings.push(format!(
+                    "{path}: the input directory is closed to this user ({why}): its files wait, those of other sources come in"
+                ));
+            } else if let Ability::No(why) = &directory.writable {
                 let what = if directory.exists { "use" } else { "make" };
                 problems.push(Problem {
                     exit_code: UNUSABLE_DIRECTORY,

@@ -1041,7 +1041,7 @@ pub(super) fn still_whole(shared: &ReaderShared, staged: Staged<Handle>) -> Opti
 fn copy_unchanged(input: &Input, path: &Path, copy: &Copied<Handle>) -> Result<(), Leave> {
     let seen =
         stat::stat_fd(&copy.file).map_err(|error| Leave::Failed("look at the copy of", error))?;
-    match seen.identity == copy.identity {
+    match seen.identity == copy.stat.identity {
         true => Ok(()),
         false => {
             events::file_changed(

@@ -275,10 +275,16 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
                     let removed = self
                         .dir_of(dirs, root, &hidden, false)?
                         .and_then(|dir| self.disk.unlink(&dir, name_of(&hidden)));
-                    if let Err(error) = removed {
-                        events::file_failed(&path, "remove", &error.to_string(), remedy);
-                    }
-                    return Ok(());
+                    return match removed {
+                        Err(error) if is_of_device(&error) => {
+                            Err(Failure::io("remove", &path, &error))
+                        }
+                        Err(error) => {
+                            events::file_failed(&path, "remove", &error.to_string(), remedy);
+                            Ok(())
+                        }
+                        Ok(()) => Ok(()),
+                    };
                 }
             }
         }
@@ -476,16 +482,17 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
     ) -> Result<bool, Failure> {
         let path = self.source_path(arrival);
         let remedy = "check the permissions of its directory";
-        let failed = |operation, error: std::io::Error| {
-            events::file_failed(&path, operation, &error.to_string(), remedy);
+        let failed = |operation: &str, error: std::io::Error| match is_of_device(&error) {
+            true => Err(Failure::io(operation, &path, &error)),
+            false => {
+                events::file_failed(&path, operation, &error.to_string(), remedy);
+                Ok(())
+            }
         };
         let dir = match self.dir_of(dirs, root, &arrival.path, false)? {
             Ok(dir) => dir,
             Err(error) if is_absent(&error) => return Ok(true),
-            Err(error) => {
-                failed("remove", error);
-                return Ok(false);
-            }
+            Err(error) => return failed("remove", error).map(|()| false),
         };
         let name = name_of(&arrival.path);
         let hidden = self.hidden.name(Hidden::Leaving, arrival.seq);
@@ -493,18 +500,18 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
             Ok(()) => {}
             // Its uploader took it away just now.
             Err(error) if is_absent(&error) => return Ok(true),
-            Err(error) => {
-                failed("remove", error);
-                return Ok(false);
-            }
+            Err(error) => return failed("remove", error).map(|()| false),
         }
-        let seen = self.disk.stat(&dir, &hidden).unwrap_or(None);
+        let seen = match self.disk.stat(&dir, &hidden) {
+            Ok(seen) => seen,
+            Err(error) => failed("look at", error).map(|()| None)?,
+        };
         let ours = seen.is_some_and(|seen| seen.identity.same_inode(&arrival.identity));
         if ours || mutants::on("replaced_source_removed") {
             match self.disk.unlink(&dir, &hidden) {
                 Ok(()) => return Ok(true),
                 Err(error) if is_absent(&error) => return Ok(true),
-                Err(error) => failed("remove", error),
+                Err(error) => failed("remove", error)?,
             }
         }
         // Somebody else's, or not to be removed: it gets its name back, or the next one.
@@ -514,7 +521,7 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
                 Ok(()) => return Ok(!ours),
                 Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
                 Err(error) => {
-                    failed("give its name back to", error);
+                    failed("give its name back to", error)?;
                     break;
                 }
             }
