@@ -4,10 +4,12 @@ use std::ffi::OsString;
 use std::fs;
 use std::os::unix::ffi::OsStringExt;
 use std::path::Path;
+use std::process::Command;
 
+use ringest::observe::mask::mask;
 use serde_json::Value;
 
-use crate::support::{Finished, Site, files_beneath};
+use crate::support::{Finished, Site, files_beneath, has_program, output, skip};
 
 const CARD: &str = "4111111111111111";
 const GROUPED: &str = "4111-1111-1111-1111";
@@ -226,4 +228,41 @@ fn sidecars_errors_and_panics_are_masked_too() {
         assert!(refused.stderr.contains("****1111"), "{refused}");
         assert_masked("an error of the command line", &refused.stderr);
     }
+}
+
+/// Every code point that Python knows, in the place of a digit and between two. What is newer than Python's Unicode is not looked at.
+#[test]
+fn every_decimal_digit_of_unicode_is_one_and_every_other_sign_may_be_between_two() {
+    if !has_program("python3", "--version") {
+        skip("needs python3 for a second opinion on Unicode");
+        return;
+    }
+    let script = "import sys, unicodedata\n\
+        for c in range(sys.maxunicode + 1): print(unicodedata.category(chr(c)), unicodedata.decimal(chr(c), -1))";
+    let said = output(Command::new("python3").args(["-c", script]));
+    let mut digits = 0;
+    for (code, line) in (0..).zip(said.lines()) {
+        let (category, value) = line.split_once(' ').expect("two words");
+        let value: i32 = value.parse().expect("a number");
+        let Some(c) = char::from_u32(code).filter(|_| category != "Cn") else {
+            continue;
+        };
+        digits += i32::from(category == "Nd");
+        assert_eq!(category == "Nd", value >= 0, "{c:?}");
+        // With the check digit that is right for this value.
+        let card = format!("4111111111111{c}1{}", (12 - value.max(0)) % 10);
+        assert_eq!(mask(&card) != card, value >= 0, "{c:?} as a digit");
+        let is_sign = !category.starts_with(['L', 'N', 'M']) && !c.is_alphabetic();
+        let grouped = ["4111", "1111", "1111", "1111"].join(&c.to_string());
+        assert!(
+            !is_sign || mask(&grouped) == "****1111",
+            "{c:?} between digits"
+        );
+        let is_letter = category.starts_with('L');
+        assert!(
+            !is_letter || mask(&grouped) == grouped,
+            "{c:?} between digits"
+        );
+    }
+    assert!(digits >= 660, "{digits}");
 }

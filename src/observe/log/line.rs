@@ -154,7 +154,10 @@ impl Visit for Line {
 
 /// JSON with its strings masked; a number is what it was.
 fn mask_strings(json: &str) -> Cow<'_, str> {
-    if let Cow::Borrowed(same) = mask(json) {
+    // Escapes say of a string what is in it only once it is parsed.
+    if !json.contains('\\')
+        && let Cow::Borrowed(same) = mask(json)
+    {
         return Cow::Borrowed(same);
     }
     match serde_json::from_str(json) {
