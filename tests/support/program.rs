@@ -43,6 +43,11 @@ impl Program {
         Pid::from_child(&self.child)
     }
 
+    /// The id of the process.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Waits until all of its threads have stopped, or until it has ended.
     pub fn wait(&mut self) -> State {
         let start = Instant::now();
