@@ -56,6 +56,15 @@ impl Input {
     }
 }
 
+/// Whose a file is. What is bounded is shared out among uploaders, so that no one's files keep out those of another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Uploader {
+    /// Where it lies.
+    pub source: SourceId,
+    /// Who owns it.
+    pub user: u32,
+}
+
 /// Why the settler took a file for finished.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Proof {
@@ -70,6 +79,8 @@ pub enum Proof {
 pub struct Candidate {
     /// Where it lies.
     pub input: Arc<Input>,
+    /// Who owned it then.
+    pub owner: u32,
     /// In which state it was settled.
     pub identity: Identity,
     /// On what grounds.
@@ -89,6 +100,14 @@ pub struct Candidate {
 }
 
 impl Candidate {
+    /// Whose it is.
+    pub fn uploader(&self) -> Uploader {
+        Uploader {
+            source: self.input.id,
+            user: self.owner,
+        }
+    }
+
     /// Its path beneath the input.
     pub fn path(&self) -> &Path {
         &self.ticket.path

@@ -457,6 +457,7 @@ fn read(
     Ok(Some(Staged {
         candidate: Candidate {
             input: input.clone(),
+            owner: 0,
             identity: stat.identity,
             proof: Proof::Settled,
             copy: copy.is_some(),

@@ -4,13 +4,14 @@
 //! follows; so all memory is bounded, and a full queue downstream simply stops the scan.
 
 mod order;
+mod room;
 pub mod scan;
 pub mod settle;
 pub mod shares;
 mod watcher;
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap, VecDeque};
+use std::collections::{BinaryHeap, HashMap, HashSet, VecDeque};
 use std::ffi::OsStr;
 use std::io;
 use std::os::fd::AsFd;
@@ -28,25 +29,31 @@ use crate::io::disk::Handle;
 use crate::io::{FileStat, Reserve, Timestamp, clock, open, stat};
 use crate::observe::events;
 use crate::observe::metrics::{Count, Metrics, Stage};
-use crate::pipeline::queue::{Budget, Queue};
+use crate::pipeline::queue::{Budget, Fair, Queue, part};
 use crate::pipeline::read::sidecar_path;
 use crate::pipeline::record::KeptSet;
-use crate::pipeline::{Candidate, Fate, Input, Proof, Staged, Ticket, Verdicts, Waiting};
+use crate::pipeline::{Candidate, Fate, Input, Proof, Staged, Ticket, Uploader, Verdicts, Waiting};
 use crate::settings::{IgnoreReason, Mode};
 
 use order::Ordered;
+use room::{Claim, Room};
 use scan::{Entry as ScanEntry, Scan};
 use settle::{Rules, Seen, SeenBy, Step, Unsettled, failed_rest, held_open_rest, turn_rest};
 use shares::{Needs, Scarce, Shares};
 use watcher::{Report, Watcher};
 
-/// Files that are remembered while they settle. What comes beyond is dropped, and a scan finds it again.
+/// Files that are remembered while they settle. What comes beyond is dropped, and a scan finds it again; every uploader has a
+/// part of them.
 const ENTRIES_MAX: usize = 100_000;
+/// Timers that fire before events and scans have their turn again.
+const TIMERS_SLICE: usize = 4096;
+/// More timers than this are looked through: most are of files that were forgotten.
+const TIMERS_MAX: usize = 2 * ENTRIES_MAX;
 /// Directory entries looked at before events and timers have their turn again.
 const SCAN_SLICE: usize = 256;
 /// Scans of new directories that may wait for their turn. Beyond, a walk over all of them makes up for it.
 const SCANS_MAX: usize = 1024;
-/// Settled files that may wait for room in the queue before the scan pauses.
+/// Settled files of a source that may wait for room in the queue before its scan pauses.
 const READY_MAX: usize = 256;
 /// A file that has failed more often in a row is told of, and forgotten where there is no room for another one.
 const TRIES_MAX: u32 = 4;
@@ -106,22 +113,24 @@ pub struct Discoverer {
     parts: DiscovererParts,
     watcher: Option<Watcher>,
     entries: Vec<HashMap<Arc<Path>, Entry>>,
+    /// Whose those are.
+    room: Room,
     timers: BinaryHeap<Reverse<(Instant, usize, Arc<Path>)>>,
     /// Of each input; the first of each is under way.
     scans: Vec<VecDeque<Scan>>,
     /// The input whose scan has its turn.
     turn: usize,
     /// Settled files of sources without an order that need nothing else.
-    ready: VecDeque<Candidate>,
+    ready: Fair<Candidate>,
     /// Those of each input that has one.
     ordered: Vec<Option<Ordered>>,
     /// Those of each other input whose files need a share of what is short.
     scarce: Vec<Option<Scarce>>,
     /// Most files that wait for their turn or their shares, of each input whose files may have to wait for long: those of one
-    /// must not take the room of all others.
+    /// must not take the room of all others. Its owners share it.
     crowd: usize,
-    /// Inputs of which files were left to a later walk for that.
-    left_out: Vec<bool>,
+    /// Owners, of each input, of whom files were left to a later walk for that.
+    left_out: Vec<HashSet<u32>>,
     /// Who had a turn last to hand one on: 0 is `ready`, then come the inputs.
     lane: usize,
     in_flight: usize,
@@ -158,6 +167,7 @@ pub struct Discoverer {
 #[derive(Debug)]
 struct Entry {
     file: Unsettled,
+    owner: u32,
     state: State,
     copy: bool,
     proof: Proof,
@@ -241,18 +251,19 @@ impl Discoverer {
             ordered.push(sorted);
         }
         let crowds = parts.inputs.iter().filter(|input| may_wait_long(input));
-        let crowd = ENTRIES_MAX / 2 / crowds.count().max(1);
+        let crowd = ENTRIES_MAX / crowds.count().max(1);
         Discoverer {
             watcher,
             entries: parts.inputs.iter().map(|_| HashMap::new()).collect(),
+            room: Room::new(ENTRIES_MAX, parts.inputs.len()),
             timers: BinaryHeap::new(),
             scans: parts.inputs.iter().map(|_| VecDeque::new()).collect(),
             turn: 0,
-            ready: VecDeque::new(),
+            ready: Fair::default(),
             ordered,
             scarce,
             crowd,
-            left_out: vec![false; parts.inputs.len()],
+            left_out: vec![HashSet::new(); parts.inputs.len()],
             lane: 0,
             in_flight: 0,
             pending: Count::default(),
@@ -505,8 +516,16 @@ impl Discoverer {
 
     fn fire_timers(&mut self) {
         let now = Instant::now();
-        while let Some(Reverse((due, _, _))) = self.timers.peek() {
-            if *due > now {
+        if self.timers.len() > TIMERS_MAX {
+            let entries = &self.entries;
+            self.timers.retain(|Reverse((due, input, path))| {
+                let state = entries[*input].get(path).map(|entry| entry.state);
+                matches!(state, Some(State::Waiting { due: Some(at), .. }) if at == *due)
+            });
+        }
+        for _ in 0..TIMERS_SLICE {
+            let due = self.timers.peek().map(|Reverse((due, _, _))| *due);
+            if due.is_none_or(|due| due > now) {
                 return;
             }
             let Some(Reverse((due, input, path))) = self.timers.pop() else {
@@ -619,13 +638,13 @@ impl Discoverer {
         }
         // A long one of one input does not keep those of others waiting.
         let inputs = self.scans.len();
-        let turns = (1..=inputs).map(|next| (self.turn + next) % inputs);
-        let Some(input) = turns.into_iter().find(|next| !self.scans[*next].is_empty()) else {
+        let mut turns = (1..=inputs).map(|next| (self.turn + next) % inputs);
+        let Some(input) = turns.find(|next| self.can_scan(*next)) else {
             return;
         };
         self.turn = input;
         for _ in 0..SCAN_SLICE {
-            if self.ready.len() >= READY_MAX || self.parts.candidates.is_full() {
+            if !self.has_place_for_ready(input) {
                 return;
             }
             let Some(scan) = self.scans[input].front_mut() else {
@@ -678,6 +697,16 @@ impl Discoverer {
                 }
             }
         }
+    }
+
+    /// Whether more files of that input may settle before some are handed on.
+    fn has_place_for_ready(&self, input: usize) -> bool {
+        self.ready.of_source(self.parts.inputs[input].id) < READY_MAX
+    }
+
+    /// Whether a scan of that input goes on.
+    fn can_scan(&self, input: usize) -> bool {
+        !self.scans[input].is_empty() && self.has_place_for_ready(input)
     }
 
     fn scan_failed(&self, input: usize, path: &Path, error: &io::Error) {
@@ -805,12 +834,12 @@ impl Discoverer {
             return self.forget(input, path);
         }
         let now = Instant::now();
-        let known = self.entries[input].contains_key(path);
-        if !known && self.is_crowded(input) {
-            self.left_out[input] = true;
+        let (known, owner) = (self.entries[input].contains_key(path), seen.uid);
+        if !known && self.is_crowded(input, owner) {
+            self.left_out[input].insert(owner);
             return;
         }
-        if !known && !self.make_room() {
+        if !known && !self.make_room(input, owner) {
             self.make_up();
             return;
         }
@@ -831,13 +860,15 @@ impl Discoverer {
             Some((known, _)) => Arc::clone(known),
             None => path.into(),
         };
-        let mut count = Count::default();
+        let (mut count, room) = (Count::default(), &mut self.room);
         let entry = self.entries[input]
             .entry(Arc::clone(&shared))
             .or_insert_with(|| {
                 count = Count::file(seen.identity.size);
+                room.add(input, owner);
                 Entry {
                     file: Unsettled::new(seen.identity, now),
+                    owner,
                     state: State::Waiting {
                         due: None,
                         why: Waiting::Turn,
@@ -853,6 +884,11 @@ impl Discoverer {
                 }
             });
         self.pending += count;
+        if entry.owner != owner {
+            room.remove(input, entry.owner);
+            room.add(input, owner);
+            entry.owner = owner;
+        }
         let heard = entry.heard.take();
         let by = match by {
             SeenBy::Timer | SeenBy::Scan => heard.map_or(by, |heard| heard.of(seen.identity.ctime)),
@@ -916,15 +952,18 @@ impl Discoverer {
         identity: crate::io::Identity,
         proof: Proof,
     ) {
-        let crowded = self.is_crowded(input);
+        let Some(entry) = self.entries[input].get(&path) else {
+            return;
+        };
+        let (owner, copy) = (entry.owner, entry.copy);
+        // What is known of one that has to be copied, no walk finds out.
+        if !copy && self.is_crowded(input, owner) {
+            self.left_out[input].insert(owner);
+            return self.forget(input, &path);
+        }
         let Some(entry) = self.entries[input].get_mut(&path) else {
             return;
         };
-        // What is known of one that has to be copied, no walk finds out.
-        if crowded && !entry.copy {
-            self.left_out[input] = true;
-            return self.forget(input, &path);
-        }
         let now = Instant::now();
         entry.state = State::InFlight { again: None };
         entry.settled_at = now;
@@ -934,9 +973,10 @@ impl Discoverer {
         let took = now.saturating_duration_since(entry.file.first_seen);
         self.parts.metrics.record(Stage::Settle, took);
         let candidate = Candidate {
+            owner,
             identity,
             proof,
-            copy: entry.copy,
+            copy,
             seen_at: entry.file.first_seen,
             settled_at: now,
             turn: None,
@@ -947,7 +987,7 @@ impl Discoverer {
         match (&mut self.ordered[input], &mut self.scarce[input]) {
             (Some(ordered), _) => ordered.add(candidate, now),
             (None, Some(scarce)) => scarce.add(candidate),
-            (None, None) => self.ready.push_back(candidate),
+            (None, None) => self.ready.push(candidate.uploader(), candidate),
         }
     }
 
@@ -957,11 +997,15 @@ impl Discoverer {
         self.next_rescan = self.next_rescan.min(Instant::now() + MAKE_UP_REST);
     }
 
-    /// Room for one more file. Files that wait for nothing but a scan make place first, and those that have failed for long:
-    /// as many of them as are remembered must not keep all others out.
-    fn make_room(&mut self) -> bool {
-        let all: usize = self.entries.iter().map(HashMap::len).sum();
-        if all < ENTRIES_MAX {
+    /// Room for one more file of that owner. Whoever has more than a part that is somebody else's makes place, and files that wait
+    /// for nothing but a scan do, or that have failed for long: as many of those as are remembered must not keep all others out.
+    fn make_room(&mut self, input: usize, owner: u32) -> bool {
+        if !self.room.is_full() {
+            return true;
+        }
+        if let Some(claim) = self.room.claim(input, owner)
+            && self.make_place(claim)
+        {
             return true;
         }
         // Going through all of them for each file that comes would leave no time for anything else.
@@ -969,32 +1013,77 @@ impl Discoverer {
         if self.no_room_before.is_some_and(|then| now < then) {
             return false;
         }
-        let evictable = |entry: &Entry| match entry.state {
-            State::Waiting { due: None, .. } => true,
-            State::Waiting { why, .. } => {
-                entry.tries > TRIES_MAX && matches!(why, Waiting::Unreadable | Waiting::HeldOpen)
-            }
-            State::InFlight { .. } => false,
+        let mut gone = 0;
+        for input in 0..self.entries.len() {
+            gone += self.forget_some(input, usize::MAX, waits_for_a_walk);
+        }
+        self.no_room_before = (gone < ENTRIES_MAX / 64).then(|| now + MAKE_UP_REST);
+        gone > 0
+    }
+
+    /// Forgets files of somebody who has too many: those first of which a walk is awaited anyway, those last that have settled.
+    fn make_place(&mut self, claim: Claim) -> bool {
+        let Claim {
+            input,
+            owner,
+            files,
+        } = claim;
+        let owned = |entry: &Entry| entry.owner == owner;
+        let idle = |entry: &Entry| owned(entry) && waits_for_a_walk(entry);
+        let waits = |entry: &Entry| owned(entry) && matches!(entry.state, State::Waiting { .. });
+        let mut gone = self.forget_some(input, files, idle);
+        gone += self.forget_some(input, files - gone, waits);
+        let uploader = Uploader {
+            source: self.parts.inputs[input].id,
+            user: owner,
         };
-        let mut gone = Count::default();
-        for entries in &mut self.entries {
-            entries.retain(|_, entry| {
-                let stays = !evictable(entry);
-                if !stays {
-                    gone += Count::file(entry.file.identity.size);
-                }
-                stays
+        let left = files - gone;
+        let last: Vec<Candidate> = match (&mut self.ordered[input], &mut self.scarce[input]) {
+            (Some(ordered), _) => ordered.take_last(owner, left),
+            (None, Some(scarce)) => {
+                let last = std::iter::from_fn(|| scarce.take_last(uploader));
+                last.take(left).collect()
+            }
+            (None, None) => {
+                let last = std::iter::from_fn(|| self.ready.pop_back(uploader));
+                last.take(left).collect()
+            }
+        };
+        gone += last.len();
+        self.unwatched |= !last.is_empty();
+        for candidate in last {
+            self.forget(input, candidate.path());
+            candidate.ticket.close(Fate::Again {
+                after: Duration::ZERO,
+                why: Waiting::Turn,
             });
         }
+        gone > 0
+    }
+
+    /// Forgets at most so many files of that input. The next walk finds them.
+    fn forget_some(&mut self, input: usize, most: usize, which: impl Fn(&Entry) -> bool) -> usize {
+        let (mut gone, room) = (Count::default(), &mut self.room);
+        if most == 0 {
+            return 0;
+        }
+        self.entries[input].retain(|_, entry| {
+            let stays = gone.files >= most as u64 || !which(entry);
+            if !stays {
+                gone += Count::file(entry.file.identity.size);
+                room.remove(input, entry.owner);
+            }
+            stays
+        });
         self.pending.files -= gone.files;
         self.pending.bytes -= gone.bytes;
         self.unwatched |= gone.files > 0;
-        self.no_room_before = (gone.files == 0).then(|| now + MAKE_UP_REST);
-        gone.files > 0
+        gone.files as usize
     }
 
     fn forget(&mut self, input: usize, path: &Path) {
         if let Some(entry) = self.entries[input].remove(path) {
+            self.room.remove(input, entry.owner);
             self.pending.files -= 1;
             self.pending.bytes -= entry.file.identity.size;
         }
@@ -1067,7 +1156,7 @@ impl Discoverer {
                 if let Err(candidate) = self.parts.candidates.try_push(candidate)
                     && let Some(candidate) = self.take_back(candidate)
                 {
-                    self.ready.push_front(candidate);
+                    self.ready.push_front(candidate.uploader(), candidate);
                 }
             }
             return;
@@ -1077,7 +1166,7 @@ impl Discoverer {
         {
             if let Err(candidate) = self.parts.candidates.try_push(candidate) {
                 if let Some(candidate) = self.take_back(candidate) {
-                    self.ready.push_front(candidate);
+                    self.ready.push_front(candidate.uploader(), candidate);
                 }
                 return;
             }
@@ -1091,7 +1180,7 @@ impl Discoverer {
         let lanes = 1 + self.ordered.len();
         for lane in (1..=lanes).map(|next| (self.lane + next) % lanes) {
             let candidate = match lane.checked_sub(1) {
-                None => self.ready.pop_front(),
+                None => self.ready.pop(),
                 Some(input) => {
                     let walks = !self.scans[input].is_empty();
                     let ordered = self.ordered[input].as_mut();
@@ -1128,22 +1217,36 @@ impl Discoverer {
         None
     }
 
-    /// Files of that input that wait for their turn or their shares.
-    fn waiting(&self, input: usize) -> usize {
-        let ordered = self.ordered[input].as_ref().map_or(0, Ordered::len);
-        ordered + self.scarce[input].as_ref().map_or(0, Scarce::len)
+    /// How many files of that owner wait for their turn or their shares, and how many it may have waiting.
+    fn waiting(&self, input: usize, owner: u32) -> (usize, usize) {
+        let uploader = Uploader {
+            source: self.parts.inputs[input].id,
+            user: owner,
+        };
+        let ordered = self.ordered[input].as_ref().map(|it| it.of(owner));
+        let scarce = || self.scarce[input].as_ref().map(|it| it.of(uploader));
+        let (own, owners) = ordered.or_else(scarce).unwrap_or_default();
+        let owners = owners + usize::from(own == 0);
+        (own, part(self.crowd, owners))
     }
 
-    /// Whether no more of its files may wait.
-    fn is_crowded(&self, input: usize) -> bool {
-        may_wait_long(&self.parts.inputs[input]) && self.waiting(input) >= self.crowd
+    /// Whether no more files of that owner may wait.
+    fn is_crowded(&self, input: usize, owner: u32) -> bool {
+        may_wait_long(&self.parts.inputs[input]) && {
+            let (own, most) = self.waiting(input, owner);
+            own >= most
+        }
     }
 
     /// Has those found that were left out, once there is place for them.
     fn let_in(&mut self) {
         for input in 0..self.left_out.len() {
-            if self.left_out[input] && self.waiting(input) <= self.crowd / 2 {
-                self.left_out[input] = false;
+            let has_place = |owner: &u32| {
+                let (own, most) = self.waiting(input, *owner);
+                own <= most / 2
+            };
+            if self.left_out[input].iter().any(has_place) {
+                self.left_out[input].clear();
                 self.make_up();
             }
         }
@@ -1171,7 +1274,7 @@ impl Discoverer {
     fn pause_intake(&mut self, reason: &str, now: Instant) {
         while let Some(candidate) = self.parts.candidates.try_pop() {
             if let Some(candidate) = self.take_back(candidate) {
-                self.ready.push_back(candidate);
+                self.ready.push(candidate.uploader(), candidate);
             }
         }
         if self.parts.metrics.pause(reason) {
@@ -1293,11 +1396,11 @@ impl Discoverer {
     fn time_to_wait(&self) -> Option<Duration> {
         let now = Instant::now();
         let until = |at: Instant| at.saturating_duration_since(now);
-        let full = self.parts.candidates.is_full() || self.ready.len() >= READY_MAX;
         if let Some(pause) = &self.pause {
             return Some(until(pause.retry_at).max(FULL_QUEUE_POLL));
         }
-        if !self.ready.is_empty() || (self.is_scanning() && full) {
+        let scans = (0..self.scans.len()).any(|input| self.can_scan(input));
+        if !self.ready.is_empty() && (!scans || self.parts.candidates.is_full()) {
             return Some(FULL_QUEUE_POLL);
         }
         if self.is_scanning() || self.walk_due {
@@ -1323,6 +1426,17 @@ impl Discoverer {
 /// How long no directory is walked over after a walk that took so much processor time.
 fn rest_after_walk(took: Duration, rescan: Duration) -> Duration {
     (took * WALK_SHARE).clamp(rescan, rescan * WALK_INTERVALS_MAX)
+}
+
+/// Whether a file waits for nothing but a scan, or has failed for long.
+fn waits_for_a_walk(entry: &Entry) -> bool {
+    match entry.state {
+        State::Waiting { due: None, .. } => true,
+        State::Waiting { why, .. } => {
+            entry.tries > TRIES_MAX && matches!(why, Waiting::Unreadable | Waiting::HeldOpen)
+        }
+        State::InFlight { .. } => false,
+    }
 }
 
 /// Whether files of an input may have to wait however little there is to do for others: for a command that takes its time, or for memory
@@ -1395,6 +1509,7 @@ mod tests {
             let now = Instant::now();
             let entry = Entry {
                 file: Unsettled::new(crate::io::Identity::default(), now),
+                owner: 0,
                 state: State::Waiting { due, why },
                 copy: false,
                 proof: Proof::Settled,

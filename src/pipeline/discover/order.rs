@@ -1,7 +1,7 @@
 //! Settled files of a source that has an order, until they are handed on. Those that settle at the same time are sorted here, and
 //! each takes a turn when it is handed on, in which the recorder hears of it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsString;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -24,6 +24,8 @@ pub struct Ordered {
     needs: Needs,
     turns: Arc<Turns<Staged<Handle>>>,
     waiting: BTreeMap<(i128, OsString), Candidate>,
+    /// How many of those are whose.
+    owners: HashMap<u32, usize>,
     /// Since when some have been waiting.
     since: Option<Instant>,
     /// There was too little of what the first one needs.
@@ -43,6 +45,7 @@ impl Ordered {
             needs,
             turns: Turns::new(Arc::clone(staged), most),
             waiting: BTreeMap::new(),
+            owners: HashMap::new(),
             since: None,
             short: false,
         })
@@ -58,7 +61,39 @@ impl Ordered {
             Order::Name | Order::Arrival => 0,
         };
         let path = candidate.path().as_os_str().to_os_string();
-        self.waiting.insert((time, path), candidate);
+        *self.owners.entry(candidate.owner).or_default() += 1;
+        if let Some(before) = self.waiting.insert((time, path), candidate) {
+            self.left(before.owner);
+        }
+    }
+
+    /// One less is waiting.
+    fn left(&mut self, owner: u32) {
+        if let Some(files) = self.owners.get_mut(&owner) {
+            *files -= 1;
+            if *files == 0 {
+                self.owners.remove(&owner);
+            }
+        }
+        if self.waiting.is_empty() {
+            self.since = None;
+        }
+    }
+
+    /// Takes out so many files of that owner, the last first.
+    pub fn take_last(&mut self, owner: u32, files: usize) -> Vec<Candidate> {
+        let of_owner = self
+            .waiting
+            .iter()
+            .rev()
+            .filter(|(_, it)| it.owner == owner);
+        let last: Vec<_> = of_owner.take(files).map(|(key, _)| key.clone()).collect();
+        let taken: Vec<Candidate> = last
+            .iter()
+            .filter_map(|key| self.waiting.remove(key))
+            .collect();
+        taken.iter().for_each(|it| self.left(it.owner));
+        taken
     }
 
     /// The first of those that wait, with its turn. `None` also while as many as may be are being read, or while there is too little
@@ -75,9 +110,7 @@ impl Ordered {
         };
         let mut candidate = first.remove();
         candidate.turn = Some(turn);
-        if self.waiting.is_empty() {
-            self.since = None;
-        }
+        self.left(candidate.owner);
         Some(candidate)
     }
 
@@ -100,14 +133,16 @@ impl Ordered {
         self.short
     }
 
-    /// How many wait.
-    pub fn len(&self) -> usize {
-        self.waiting.len()
+    /// How many of that owner wait, and of how many owners any do.
+    pub fn of(&self, owner: u32) -> (usize, usize) {
+        let own = self.owners.get(&owner).copied();
+        (own.unwrap_or(0), self.owners.len())
     }
 
     /// Forgets those that wait.
     pub fn clear(&mut self) {
         self.waiting.clear();
+        self.owners.clear();
         self.since = None;
     }
 }
@@ -145,6 +180,7 @@ mod tests {
         let verdicts = Verdicts::new().unwrap();
         let candidate = |&(name, seconds): &(&[u8], i64)| Candidate {
             input: Arc::clone(&input),
+            owner: 0,
             identity: Identity {
                 mtime: Timestamp { seconds, nanos: 0 },
                 ..Identity::default()
@@ -226,6 +262,29 @@ mod tests {
         ordered.add(first, later);
         assert_eq!(ordered.next().unwrap().path(), Path::new("a"));
         assert_eq!(ordered.next().unwrap().path(), Path::new("b"));
+        assert_eq!(ordered.opens_at(), None);
+    }
+
+    #[test]
+    fn the_last_of_an_owner_are_taken_out_and_no_more_counted() {
+        let mut ordered =
+            Ordered::new(Order::Name, Needs::default(), &Arc::new(Queue::new(1)), 9).unwrap();
+        for (at, mut candidate) in candidates(&[(b"a", 0), (b"b", 0), (b"c", 0), (b"d", 0)])
+            .into_iter()
+            .enumerate()
+        {
+            candidate.owner = [1, 1, 2, 1][at];
+            ordered.add(candidate, Instant::now());
+        }
+        assert_eq!((ordered.of(1), ordered.of(2)), ((3, 2), (1, 2)));
+        let paths = |taken: Vec<Candidate>| -> Vec<String> {
+            let path = |it: &Candidate| it.path().display().to_string();
+            taken.iter().map(path).collect()
+        };
+        assert_eq!(paths(ordered.take_last(1, 2)), ["d", "b"]);
+        assert_eq!(paths(ordered.take_last(1, 9)), ["a"]);
+        assert_eq!((ordered.of(1), ordered.of(2)), ((0, 1), (1, 1)));
+        assert_eq!(ordered.next().unwrap().path(), Path::new("c"));
         assert_eq!(ordered.opens_at(), None);
     }
 }

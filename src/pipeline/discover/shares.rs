@@ -2,14 +2,13 @@
 //! those that a source's `check_command` is run for. Files for which there is none wait here, so that none of another source waits
 //! behind them.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::pipeline::queue::{Budget, Share};
+use crate::pipeline::queue::{Budget, Fair, Share};
 use crate::pipeline::read::checks;
 use crate::pipeline::read::inspect::gathered_bytes;
-use crate::pipeline::{Candidate, Input};
+use crate::pipeline::{Candidate, Input, Uploader};
 
 /// The shares of one file, given back when they are dropped.
 #[derive(Debug, Default)]
@@ -30,7 +29,7 @@ pub struct Needs {
 /// Settled files of one source without an order, that wait for their shares.
 pub struct Scarce {
     needs: Needs,
-    waiting: VecDeque<Candidate>,
+    waiting: Fair<Candidate>,
 }
 
 impl Needs {
@@ -74,33 +73,38 @@ impl Scarce {
     pub fn new(needs: Needs) -> Option<Scarce> {
         (!needs.are_none()).then(|| Scarce {
             needs,
-            waiting: VecDeque::new(),
+            waiting: Fair::default(),
         })
     }
 
     /// Adds a settled file.
     pub fn add(&mut self, candidate: Candidate) {
-        self.waiting.push_back(candidate);
+        self.waiting.push(candidate.uploader(), candidate);
     }
 
     /// Adds one that was handed on and comes back.
     pub fn take_back(&mut self, mut candidate: Candidate) {
         candidate.shares = Shares::default();
-        self.waiting.push_front(candidate);
+        self.waiting.push_front(candidate.uploader(), candidate);
     }
 
-    /// The one that has waited longest, with its shares, if there are any for it.
+    /// The one whose turn it is, with its shares, if there are any for it. Owners take turns.
     pub fn next_with_shares(&mut self) -> Option<Candidate> {
         let first = self.waiting.front_mut()?;
         match self.needs.give(first) {
-            true => self.waiting.pop_front(),
+            true => self.waiting.pop(),
             false => None,
         }
     }
 
-    /// How many wait.
-    pub fn len(&self) -> usize {
-        self.waiting.len()
+    /// How many of that uploader wait, and of how many any do.
+    pub fn of(&self, uploader: Uploader) -> (usize, usize) {
+        self.waiting.of(uploader)
+    }
+
+    /// Takes out the file of that uploader that was added last.
+    pub fn take_last(&mut self, of: Uploader) -> Option<Candidate> {
+        self.waiting.pop_back(of)
     }
 
     /// Whether none waits.

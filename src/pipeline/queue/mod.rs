@@ -1,6 +1,7 @@
 //! A bounded queue between stages. Lock-free while there is work; a thread with nothing to do sleeps.
 
 mod budget;
+mod fair;
 mod turns;
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
@@ -10,6 +11,7 @@ use std::time::{Duration, Instant};
 use crossbeam_queue::ArrayQueue;
 
 pub use budget::{Budget, Share};
+pub use fair::{Fair, part};
 pub use turns::{Turn, Turns};
 
 /// A bounded queue for many producers and many consumers.

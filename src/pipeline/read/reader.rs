@@ -1365,6 +1365,7 @@ mod tests {
             file.write_all_at(name.as_bytes(), size - 1).unwrap();
             let path: Arc<Path> = Path::new(&name).into();
             let pushed = candidates.try_push(Candidate {
+                owner: 0,
                 identity: stat::stat_fd(&file).unwrap().identity,
                 input: Arc::clone(&input),
                 proof: Proof::Settled,
@@ -1527,6 +1528,7 @@ mod tests {
         let (input, path) = (Arc::clone(&candidate.input), candidate.path().into());
         let verdicts = Verdicts::new().unwrap();
         let mut next = Candidate {
+            owner: 0,
             identity: candidate.identity,
             proof: Proof::Settled,
             copy: false,
