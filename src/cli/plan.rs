@@ -14,6 +14,7 @@ use crate::io::open;
 use crate::ledger::{Outcome, Position};
 use crate::outlook::{self, Outlook, Sight, Unread};
 use crate::pipeline::discover::scan::{Entry, Scan};
+use crate::pipeline::discover::scan_bytes;
 use crate::settings::{Settings, Source};
 
 /// One planned action.
@@ -53,7 +54,7 @@ pub fn run(settings: &Settings) -> Result<(), Failure> {
                 });
             }
         };
-        let mut scan = Scan::new(Arc::clone(&root), PathBuf::new());
+        let mut scan = Scan::new(Arc::clone(&root), PathBuf::new(), scan_bytes(1));
         while let Some(entry) = scan.next() {
             let (path, reason) = match entry {
                 Entry::Directory { .. } => continue,
@@ -64,7 +65,7 @@ pub fn run(settings: &Settings) -> Result<(), Failure> {
                     ..
                 } => {
                     if source.enters(&path) {
-                        scan.enter(path);
+                        scan.enter(&path);
                     }
                     continue;
                 }

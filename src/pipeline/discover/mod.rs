@@ -8,10 +8,11 @@ mod room;
 pub mod scan;
 pub mod settle;
 pub mod shares;
+mod walks;
 mod watcher;
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap, HashSet, VecDeque};
+use std::collections::{BinaryHeap, HashMap, HashSet};
 use std::ffi::OsStr;
 use std::io;
 use std::os::fd::AsFd;
@@ -36,10 +37,12 @@ use crate::pipeline::{Candidate, Fate, Input, Proof, Staged, Ticket, Uploader, V
 use crate::settings::{IgnoreReason, Mode};
 
 use order::Ordered;
-use room::{Claim, Room};
+use room::{Claim, Room, weight};
 use scan::{Entry as ScanEntry, Scan};
 use settle::{Rules, Seen, SeenBy, Step, Unsettled, failed_rest, held_open_rest, turn_rest};
 use shares::{Needs, Scarce, Shares};
+pub use walks::scan_bytes;
+use walks::{Turn, Walks};
 use watcher::{Report, Watcher};
 
 /// Files that are remembered while they settle. What comes beyond is dropped, and a scan finds it again; every uploader has a
@@ -51,8 +54,6 @@ const TIMERS_SLICE: usize = 4096;
 const TIMERS_MAX: usize = 2 * ENTRIES_MAX;
 /// Directory entries looked at before events and timers have their turn again.
 const SCAN_SLICE: usize = 256;
-/// Scans of new directories that may wait for their turn. Beyond, a walk over all of them makes up for it.
-const SCANS_MAX: usize = 1024;
 /// Settled files of a source that may wait for room in the queue before its scan pauses.
 const READY_MAX: usize = 256;
 /// A file that has failed more often in a row is told of, and forgotten where there is no room for another one.
@@ -65,10 +66,6 @@ const FULL_QUEUE_POLL: Duration = Duration::from_millis(1);
 const TURN_POLL: Duration = Duration::from_millis(2);
 /// The same for files that wait for a share of what is short. Each verdict is a reason to look, too.
 const SHARE_POLL: Duration = Duration::from_millis(20);
-/// Where inotify watches everything, walks over all directories may take one part in so many of a core...
-const WALK_SHARE: u32 = 200;
-/// ...but come after so many intervals at the latest.
-const WALK_INTERVALS_MAX: u32 = 10;
 /// How often a paused intake tries again.
 const PAUSE_REST: Duration = Duration::from_secs(1);
 /// Longest rest of a file that is too large while there is room for others.
@@ -116,8 +113,8 @@ pub struct Discoverer {
     /// Whose those are.
     room: Room,
     timers: BinaryHeap<Reverse<(Instant, usize, Arc<Path>)>>,
-    /// Of each input; the first of each is under way.
-    scans: Vec<VecDeque<Scan>>,
+    /// Of each input.
+    walks: Vec<Walks>,
     /// The input whose scan has its turn.
     turn: usize,
     /// Settled files of sources without an order that need nothing else.
@@ -136,20 +133,6 @@ pub struct Discoverer {
     in_flight: usize,
     pending: Count,
     next_rescan: Instant,
-    /// Not before then are all directories walked over, unless something may have been missed.
-    next_walk: Instant,
-    /// A walk begins as soon as no scan goes on.
-    walk_due: bool,
-    /// When the walk that goes on began, and this thread's processor time then.
-    walk_began: Option<(Instant, Duration)>,
-    /// Whether there is something that only a walk finds: a directory that cannot be watched or listed, a file that could not be
-    /// looked at or was forgotten.
-    unwatched: bool,
-    /// Watches that the walk that goes on was refused, and how many were told of.
-    refused_watches: u64,
-    refused_told: u64,
-    /// Set when a scan has to follow soon: hints were dropped.
-    make_up: bool,
     /// Nothing can be forgotten before then to make room for another file.
     no_room_before: Option<Instant>,
     pause: Option<Pause>,
@@ -220,7 +203,7 @@ impl Discoverer {
     /// [`Discoverer::run`] scans them.
     pub fn new(parts: DiscovererParts) -> Discoverer {
         let watcher = if parts.inputs.iter().any(|input| input.inotify) {
-            match Watcher::new() {
+            match Watcher::new(parts.inputs.len()) {
                 Ok(mut watcher) => {
                     for (index, input) in parts.inputs.iter().enumerate() {
                         if input.inotify {
@@ -257,7 +240,7 @@ impl Discoverer {
             entries: parts.inputs.iter().map(|_| HashMap::new()).collect(),
             room: Room::new(ENTRIES_MAX, parts.inputs.len()),
             timers: BinaryHeap::new(),
-            scans: parts.inputs.iter().map(|_| VecDeque::new()).collect(),
+            walks: parts.inputs.iter().map(|_| Walks::new(now)).collect(),
             turn: 0,
             ready: Fair::default(),
             ordered,
@@ -268,13 +251,6 @@ impl Discoverer {
             in_flight: 0,
             pending: Count::default(),
             next_rescan: now,
-            next_walk: now,
-            walk_due: false,
-            walk_began: None,
-            unwatched: false,
-            refused_watches: 0,
-            refused_told: 0,
-            make_up: false,
             no_room_before: None,
             pause: None,
             room_found: None,
@@ -482,9 +458,9 @@ impl Discoverer {
                     "its queue overflowed",
                     "a scan finds what was missed",
                 );
-                self.make_up();
+                (0..self.walks.len()).for_each(|input| self.make_up(input));
             }
-            Report::Moved => self.make_up(),
+            Report::Moved { input } => self.make_up(input),
             Report::RootGone => self.check_roots()?,
             Report::Name {
                 input,
@@ -495,11 +471,10 @@ impl Discoverer {
                 let root = &self.parts.inputs[input];
                 if root.settings.enters(&path) {
                     // The scan watches first and lists then, so nothing that is made meanwhile is missed.
-                    if self.scans[input].len() >= SCANS_MAX {
-                        self.make_up();
-                    } else {
-                        let scan = Scan::new(Arc::clone(&root.dir), path);
-                        self.scans[input].push_back(scan);
+                    let most_bytes = scan_bytes(self.parts.inputs.len());
+                    let scan = Scan::new(Arc::clone(&root.dir), path, most_bytes);
+                    if !self.walks[input].add(scan) {
+                        self.make_up(input);
                     }
                 }
             }
@@ -543,11 +518,20 @@ impl Discoverer {
 
     fn begin_scans(&mut self) -> Result<(), Failure> {
         let now = Instant::now();
-        if now >= self.next_rescan {
+        let regular = now >= self.next_rescan;
+        if regular {
             self.next_rescan = now + self.parts.rescan;
-            self.walk_due |= self.make_up || now >= self.next_walk || !self.hears_of_everything();
-            self.check_roots()?;
-            for index in 0..self.parts.inputs.len() {
+        }
+        for index in 0..self.parts.inputs.len() {
+            let hears_of_all = self.hears_of_all(index);
+            let walks = &mut self.walks[index];
+            let hurried = walks.make_up_at.is_some_and(|at| now >= at);
+            if regular || hurried {
+                walks.due |= hurried || now >= walks.next || !hears_of_all;
+                if hurried {
+                    walks.make_up_at = None;
+                }
+                self.check_roots()?;
                 // Those that only a scan wakes may be gone by now, and a scan does not see what is gone.
                 let unheard: Vec<Arc<Path>> = self.entries[index]
                     .iter()
@@ -558,42 +542,37 @@ impl Discoverer {
                     self.sight(index, &path, SeenBy::Timer, None);
                 }
             }
-        }
-        if self.walk_due && !self.is_scanning() {
-            self.walk_due = false;
-            self.make_up = false;
-            self.unwatched = false;
-            self.refused_watches = 0;
-            self.walk_began = Some((now, clock::thread_time()));
-            for (input, scans) in self.parts.inputs.iter().zip(&mut self.scans) {
-                scans.push_back(Scan::new(Arc::clone(&input.dir), PathBuf::new()));
+            if self.walks[index].may_begin() {
+                let root = Arc::clone(&self.parts.inputs[index].dir);
+                let most_bytes = scan_bytes(self.parts.inputs.len());
+                let scan = Scan::new(root, PathBuf::new(), most_bytes);
+                self.walks[index].begin(scan, now);
             }
         }
         Ok(())
     }
 
     fn is_scanning(&self) -> bool {
-        self.scans.iter().any(|scans| !scans.is_empty())
+        self.walks.iter().any(|walks| !walks.are_over())
     }
 
-    /// Whether inotify tells of all that happens, as far as is known.
-    fn hears_of_everything(&self) -> bool {
-        let all = self.parts.inputs.iter().all(|input| input.inotify);
-        self.watcher.is_some() && all && !self.unwatched
+    /// Whether inotify tells of all that happens in that input, as far as is known.
+    fn hears_of_all(&self, input: usize) -> bool {
+        let watched = self.watcher.is_some() && self.parts.inputs[input].inotify;
+        watched && !self.walks[input].unwatched
     }
 
-    fn end_walk(&mut self) {
-        if let Some((began, time)) = self.walk_began.take() {
-            let took = clock::thread_time().saturating_sub(time);
-            self.next_walk = began + rest_after_walk(took, self.parts.rescan);
-            let refused = std::mem::take(&mut self.refused_watches);
-            if refused > self.refused_told + self.refused_told / 2 {
-                let cause = format!("cannot watch {refused} directories");
-                events::fallback("inotify", &cause, "rescans only");
-                self.refused_told = refused;
-            } else if refused == 0 {
-                self.refused_told = 0;
-            }
+    fn end_walk(&mut self, input: usize) {
+        let rescan = self.parts.rescan;
+        let dear = self.walks.iter().filter(|walks| walks.are_dear(rescan));
+        let dear = (dear.count() as u32).max(1);
+        if let Some(refused) = self.walks[input].end(rescan, dear) {
+            let root = &self.parts.inputs[input].settings.input;
+            let cause = format!(
+                "cannot watch {refused} directories beneath {}",
+                root.display()
+            );
+            events::fallback("inotify", &cause, "rescans only");
         }
     }
 
@@ -637,63 +616,82 @@ impl Discoverer {
             return;
         }
         // A long one of one input does not keep those of others waiting.
-        let inputs = self.scans.len();
+        let inputs = self.walks.len();
         let mut turns = (1..=inputs).map(|next| (self.turn + next) % inputs);
         let Some(input) = turns.find(|next| self.can_scan(*next)) else {
             return;
         };
         self.turn = input;
-        for _ in 0..SCAN_SLICE {
-            if !self.has_place_for_ready(input) {
-                return;
+        let Some(mut turn) = self.walks[input].take_turn() else {
+            return;
+        };
+        let of_all = matches!(turn, Turn::All(_));
+        let began = clock::thread_time();
+        let mut entries = 0;
+        let over = loop {
+            if entries == SCAN_SLICE || !self.has_place_for_ready(input) {
+                break false;
             }
-            let Some(scan) = self.scans[input].front_mut() else {
-                return;
-            };
-            match scan.next() {
-                None => {
-                    self.scans[input].pop_front();
-                    if !self.is_scanning() {
-                        self.end_walk();
+            match turn.scan().next() {
+                None => break true,
+                Some(entry) => self.come_across(input, turn.scan(), of_all, entry),
+            }
+            entries += 1;
+        };
+        let walks = &mut self.walks[input];
+        if of_all {
+            walks.spent(clock::thread_time().saturating_sub(began));
+        }
+        match over {
+            false => walks.take_back(turn, entries == SCAN_SLICE),
+            true if of_all => self.end_walk(input),
+            true => {}
+        }
+    }
+
+    fn come_across(&mut self, input: usize, scan: &mut Scan, of_all: bool, entry: ScanEntry) {
+        match entry {
+            ScanEntry::Directory { path, fd } => self.watch(input, &path, &fd, of_all),
+            ScanEntry::Name { path, dir, kind } => {
+                // Some filesystems leave it to us to find out.
+                let is_directory = match kind {
+                    FileType::Unknown => {
+                        let name = path.file_name().unwrap_or(OsStr::new("."));
+                        stat::stat_at(&dir, name)
+                            .is_ok_and(|seen| seen.is_some_and(|s| s.kind.is_dir()))
                     }
-                }
-                Some(ScanEntry::Directory { path, fd }) => {
-                    if let Some(watcher) = &mut self.watcher
-                        && self.parts.inputs[input].inotify
-                        && let Err(error) = watcher.watch(input, &path, &fd)
-                    {
-                        // There may be many, at each walk: one by name, and how many they are in the end.
-                        if self.refused_told == 0 {
-                            self.refused_told = 1;
-                            let path = self.parts.inputs[input].absolute(&path);
-                            let cause = format!("cannot watch {}: {error}", path.display());
-                            events::fallback("inotify", &cause, "rescans only");
-                        }
-                        self.refused_watches += u64::from(self.walk_began.is_some());
-                        self.unwatched = true;
+                    kind => kind.is_dir(),
+                };
+                if is_directory {
+                    if self.parts.inputs[input].settings.enters(&path) {
+                        scan.enter(&path);
                     }
+                } else {
+                    self.sight(input, &path, SeenBy::Scan, Some(&dir));
                 }
-                Some(ScanEntry::Name { path, dir, kind }) => {
-                    // Some filesystems leave it to us to find out.
-                    let is_directory = match kind {
-                        FileType::Unknown => {
-                            let name = path.file_name().unwrap_or(OsStr::new("."));
-                            stat::stat_at(&dir, name)
-                                .is_ok_and(|seen| seen.is_some_and(|s| s.kind.is_dir()))
-                        }
-                        kind => kind.is_dir(),
-                    };
-                    if is_directory {
-                        if self.parts.inputs[input].settings.enters(&path) {
-                            scan.enter(path);
-                        }
-                    } else {
-                        self.sight(input, &path, SeenBy::Scan, Some(&dir));
-                    }
-                }
-                Some(ScanEntry::Failed { path, error }) => {
-                    self.unwatched = true;
-                    self.scan_failed(input, &path, &error);
+            }
+            ScanEntry::Failed { path, error } => {
+                self.walks[input].unwatched = true;
+                self.scan_failed(input, &path, &error);
+            }
+        }
+    }
+
+    fn watch(&mut self, input: usize, path: &Path, fd: impl AsFd, of_all: bool) {
+        let Some(watcher) = &mut self.watcher else {
+            return;
+        };
+        if !self.parts.inputs[input].inotify {
+            return;
+        }
+        match watcher.watch(input, path, fd) {
+            Ok(None) => {}
+            Ok(Some(other)) => self.walks[other].unwatched = true,
+            Err(error) => {
+                if self.walks[input].refused_watch(of_all) {
+                    let path = self.parts.inputs[input].absolute(path);
+                    let cause = format!("cannot watch {}: {error}", path.display());
+                    events::fallback("inotify", &cause, "rescans only");
                 }
             }
         }
@@ -706,7 +704,7 @@ impl Discoverer {
 
     /// Whether a scan of that input goes on.
     fn can_scan(&self, input: usize) -> bool {
-        !self.scans[input].is_empty() && self.has_place_for_ready(input)
+        !self.walks[input].are_over() && self.has_place_for_ready(input)
     }
 
     fn scan_failed(&self, input: usize, path: &Path, error: &io::Error) {
@@ -790,7 +788,7 @@ impl Discoverer {
             }
             Err(error) => {
                 self.forget(input, path);
-                self.unwatched = true;
+                self.walks[input].unwatched = true;
                 let remedy = "it stays in staging and is looked at again at the next scan";
                 events::file_failed(&root.absolute(path), "look at", &error.to_string(), remedy);
             }
@@ -840,7 +838,7 @@ impl Discoverer {
             return;
         }
         if !known && !self.make_room(input, owner) {
-            self.make_up();
+            self.make_up(input);
             return;
         }
         let age = clock::realtime().as_nanos() - seen.identity.ctime.as_nanos();
@@ -865,7 +863,7 @@ impl Discoverer {
             .entry(Arc::clone(&shared))
             .or_insert_with(|| {
                 count = Count::file(seen.identity.size);
-                room.add(input, owner);
+                room.add(input, owner, weight(path));
                 Entry {
                     file: Unsettled::new(seen.identity, now),
                     owner,
@@ -885,8 +883,8 @@ impl Discoverer {
             });
         self.pending += count;
         if entry.owner != owner {
-            room.remove(input, entry.owner);
-            room.add(input, owner);
+            room.remove(input, entry.owner, weight(path));
+            room.add(input, owner, weight(path));
             entry.owner = owner;
         }
         let heard = entry.heard.take();
@@ -992,9 +990,9 @@ impl Discoverer {
     }
 
     /// Hints were dropped: a scan finds what they were about.
-    fn make_up(&mut self) {
-        self.make_up = true;
-        self.next_rescan = self.next_rescan.min(Instant::now() + MAKE_UP_REST);
+    fn make_up(&mut self, input: usize) {
+        let soon = Instant::now() + MAKE_UP_REST;
+        self.walks[input].make_up_at.get_or_insert(soon);
     }
 
     /// Room for one more file of that owner. Whoever has more than a part that is somebody else's makes place, and files that wait
@@ -1032,12 +1030,12 @@ impl Discoverer {
         let idle = |entry: &Entry| owned(entry) && waits_for_a_walk(entry);
         let waits = |entry: &Entry| owned(entry) && matches!(entry.state, State::Waiting { .. });
         let mut gone = self.forget_some(input, files, idle);
-        gone += self.forget_some(input, files - gone, waits);
+        gone += self.forget_some(input, files.saturating_sub(gone), waits);
         let uploader = Uploader {
             source: self.parts.inputs[input].id,
             user: owner,
         };
-        let left = files - gone;
+        let left = files.saturating_sub(gone);
         let last: Vec<Candidate> = match (&mut self.ordered[input], &mut self.scarce[input]) {
             (Some(ordered), _) => ordered.take_last(owner, left),
             (None, Some(scarce)) => {
@@ -1050,7 +1048,7 @@ impl Discoverer {
             }
         };
         gone += last.len();
-        self.unwatched |= !last.is_empty();
+        self.walks[input].unwatched |= !last.is_empty();
         for candidate in last {
             self.forget(input, candidate.path());
             candidate.ticket.close(Fate::Again {
@@ -1061,29 +1059,31 @@ impl Discoverer {
         gone > 0
     }
 
-    /// Forgets at most so many files of that input. The next walk finds them.
+    /// Forgets files of that input, of so much weight at most. The next walk finds them.
     fn forget_some(&mut self, input: usize, most: usize, which: impl Fn(&Entry) -> bool) -> usize {
-        let (mut gone, room) = (Count::default(), &mut self.room);
+        let (mut gone, mut count) = (0, Count::default());
         if most == 0 {
             return 0;
         }
-        self.entries[input].retain(|_, entry| {
-            let stays = gone.files >= most as u64 || !which(entry);
+        let room = &mut self.room;
+        self.entries[input].retain(|path, entry| {
+            let stays = gone >= most || !which(entry);
             if !stays {
-                gone += Count::file(entry.file.identity.size);
-                room.remove(input, entry.owner);
+                count += Count::file(entry.file.identity.size);
+                gone += weight(path);
+                room.remove(input, entry.owner, weight(path));
             }
             stays
         });
-        self.pending.files -= gone.files;
-        self.pending.bytes -= gone.bytes;
-        self.unwatched |= gone.files > 0;
-        gone.files as usize
+        self.pending.files -= count.files;
+        self.pending.bytes -= count.bytes;
+        self.walks[input].unwatched |= gone > 0;
+        gone
     }
 
     fn forget(&mut self, input: usize, path: &Path) {
         if let Some(entry) = self.entries[input].remove(path) {
-            self.room.remove(input, entry.owner);
+            self.room.remove(input, entry.owner, weight(path));
             self.pending.files -= 1;
             self.pending.bytes -= entry.file.identity.size;
         }
@@ -1182,7 +1182,7 @@ impl Discoverer {
             let candidate = match lane.checked_sub(1) {
                 None => self.ready.pop(),
                 Some(input) => {
-                    let walks = !self.scans[input].is_empty();
+                    let walks = !self.walks[input].are_over();
                     let ordered = self.ordered[input].as_mut();
                     let paused = self.pause.is_some();
                     let sorted = ordered
@@ -1247,7 +1247,7 @@ impl Discoverer {
             };
             if self.left_out[input].iter().any(has_place) {
                 self.left_out[input].clear();
-                self.make_up();
+                self.make_up(input);
             }
         }
     }
@@ -1335,9 +1335,12 @@ impl Discoverer {
             return Ok(false);
         }
         // What came while the rest was worked on counts as present, also where nobody reports it.
-        if self.make_up || !(self.looked_around || self.hears_of_everything()) {
+        let make_up = |walks: &Walks| walks.due || walks.make_up_at.is_some();
+        let hears_of_all = (0..self.walks.len()).all(|input| self.hears_of_all(input));
+        if self.walks.iter().any(make_up) || !(self.looked_around || hears_of_all) {
             self.looked_around = true;
-            (self.next_rescan, self.next_walk) = (now, now);
+            self.next_rescan = now;
+            self.walks.iter_mut().for_each(|walks| walks.next = now);
             return Ok(false);
         }
         Ok(true)
@@ -1399,14 +1402,17 @@ impl Discoverer {
         if let Some(pause) = &self.pause {
             return Some(until(pause.retry_at).max(FULL_QUEUE_POLL));
         }
-        let scans = (0..self.scans.len()).any(|input| self.can_scan(input));
+        let scans = (0..self.walks.len()).any(|input| self.can_scan(input));
         if !self.ready.is_empty() && (!scans || self.parts.candidates.is_full()) {
             return Some(FULL_QUEUE_POLL);
         }
-        if self.is_scanning() || self.walk_due {
+        if self.is_scanning() || self.walks.iter().any(Walks::may_begin) {
             return Some(Duration::ZERO);
         }
-        let mut next = self.next_rescan;
+        let make_up = self.walks.iter().filter_map(|walks| walks.make_up_at);
+        let mut next = make_up
+            .min()
+            .map_or(self.next_rescan, |at| at.min(self.next_rescan));
         if let Some(Reverse((due, _, _))) = self.timers.peek() {
             next = next.min(*due);
         }
@@ -1421,11 +1427,6 @@ impl Discoverer {
         }
         Some(until(next))
     }
-}
-
-/// How long no directory is walked over after a walk that took so much processor time.
-fn rest_after_walk(took: Duration, rescan: Duration) -> Duration {
-    (took * WALK_SHARE).clamp(rescan, rescan * WALK_INTERVALS_MAX)
 }
 
 /// Whether a file waits for nothing but a scan, or has failed for long.
@@ -1492,14 +1493,6 @@ mod tests {
         assert_eq!(size("real/other"), None);
         assert_eq!(size("none/file"), None);
         assert_eq!(size("real/file/below"), None);
-    }
-
-    #[test]
-    fn a_walk_that_takes_long_is_taken_more_rarely() {
-        let rest = |took| rest_after_walk(Duration::from_millis(took), Duration::from_secs(60));
-        for (took_ms, seconds) in [(0, 60), (300, 60), (1000, 200), (3000, 600), (60_000, 600)] {
-            assert_eq!(rest(took_ms), Duration::from_secs(seconds));
-        }
     }
 
     #[test]

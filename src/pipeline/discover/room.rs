@@ -1,8 +1,17 @@
 //! Whose files may be remembered: each source has a part that is its own, and so has each owner within a source.
 
 use std::collections::HashMap;
+use std::path::Path;
 
-/// How many files of whom are remembered.
+/// Bytes of a path that count as one file more.
+const PATH_BYTES: usize = 512;
+
+/// As how many files one of that path counts: what is remembered of it is no more than its path.
+pub fn weight(path: &Path) -> usize {
+    1 + path.as_os_str().len() / PATH_BYTES
+}
+
+/// How many files of whom are remembered, each by its weight.
 #[derive(Debug)]
 pub struct Room {
     most: usize,
@@ -50,26 +59,26 @@ impl Room {
         }
     }
 
-    /// One more is remembered.
-    pub fn add(&mut self, input: usize, owner: u32) {
+    /// One more of that weight is remembered.
+    pub fn add(&mut self, input: usize, owner: u32, weight: usize) {
         let held = &mut self.sources[input];
-        self.all += 1;
-        held.all += 1;
-        *held.owners.entry(owner).or_default() += 1;
+        self.all += weight;
+        held.all += weight;
+        *held.owners.entry(owner).or_default() += weight;
     }
 
     /// One less.
-    pub fn remove(&mut self, input: usize, owner: u32) {
+    pub fn remove(&mut self, input: usize, owner: u32, weight: usize) {
         let held = &mut self.sources[input];
         let Some(files) = held.owners.get_mut(&owner) else {
             return;
         };
-        *files -= 1;
+        *files -= weight;
         if *files == 0 {
             held.owners.remove(&owner);
         }
-        self.all -= 1;
-        held.all -= 1;
+        self.all -= weight;
+        held.all -= weight;
     }
 
     /// Whether there is none left.
@@ -112,10 +121,10 @@ mod tests {
                     && let Some(claim) = room.claim(input, owner)
                 {
                     assert_ne!((claim.input, claim.owner), (input, owner));
-                    (0..claim.files).for_each(|_| room.remove(claim.input, claim.owner));
+                    (0..claim.files).for_each(|_| room.remove(claim.input, claim.owner, 1));
                 }
                 if !room.is_full() {
-                    room.add(input, owner);
+                    room.add(input, owner, 1);
                 }
             }
             assert!(room.all <= MOST);
@@ -154,12 +163,14 @@ mod tests {
 
     #[test]
     fn what_is_forgotten_is_counted_no_more() {
-        let mut room = Room::new(2, 1);
-        room.add(0, 1);
-        room.add(0, 2);
+        let mut room = Room::new(9, 1);
+        let long = "long/".repeat(800);
+        assert_eq!((weight(Path::new("a/b")), weight(Path::new(&long))), (1, 8));
+        room.add(0, 1, 8);
+        room.add(0, 2, 1);
         assert!(room.is_full());
-        room.remove(0, 1);
-        room.remove(0, 1);
+        room.remove(0, 1, 8);
+        room.remove(0, 1, 8);
         assert!(!room.is_full());
         assert_eq!(room.sources[0].owners, HashMap::from([(2, 1)]));
     }
