@@ -3,7 +3,9 @@
 //! Each function emits one tracing event whose first field, `event`, is its name; the log writes the
 //! fields in the order given here. Paths and names need not be UTF-8: they are logged lossy. Events
 //! that a rescan would repeat about the same file ([`file_waiting`], [`file_ignored`],
-//! [`file_failed`], [`file_kept`], [`file_changed`]) are written at most once an hour for each file.
+//! [`file_failed`], [`file_kept`], [`file_changed`]) are written at most once an hour for each file. Of these, and of those that
+//! cost an uploader nothing ([`file_withdrawn`]), 100 a minute are written of each name for each source; the rest is counted
+//! ([`tell_of_suppressed`]).
 
 use std::path::Path;
 
@@ -12,7 +14,8 @@ use serde::Serialize;
 use tracing::{Level, debug, enabled, error, info, warn};
 
 use super::metrics::Summary;
-use super::repeats::first_this_hour;
+use super::repeats::{self, admit, within_budget};
+pub use super::repeats::{LINES_WITHIN, are_suppressed};
 use super::usage::Usage;
 
 /// Whether the log takes events about single files.
@@ -81,7 +84,7 @@ pub fn file_quarantined(
 
 /// Something odd lies in a staging directory and is left alone: a symlink, a FIFO, a device, …
 pub fn file_ignored(path: &Path, reason: &str) {
-    if enabled!(Level::INFO) && first_this_hour("file_ignored", path) {
+    if enabled!(Level::INFO) && admit("file_ignored", path) {
         info!(
             event = "file_ignored",
             path = &*path.to_string_lossy(),
@@ -92,7 +95,7 @@ pub fn file_ignored(path: &Path, reason: &str) {
 
 /// A name that is expected to be left alone, such as a temporary one: the same event, for debugging.
 pub fn file_ignored_quietly(path: &Path, reason: &str) {
-    if enabled!(Level::DEBUG) && first_this_hour("file_ignored", path) {
+    if enabled!(Level::DEBUG) && admit("file_ignored", path) {
         debug!(
             event = "file_ignored",
             path = &*path.to_string_lossy(),
@@ -103,7 +106,7 @@ pub fn file_ignored_quietly(path: &Path, reason: &str) {
 
 /// A file is not finished yet, for longer than usual.
 pub fn file_waiting(path: &Path, reason: &str) {
-    if enabled!(Level::INFO) && first_this_hour("file_waiting", path) {
+    if enabled!(Level::INFO) && admit("file_waiting", path) {
         info!(
             event = "file_waiting",
             path = &*path.to_string_lossy(),
@@ -114,7 +117,7 @@ pub fn file_waiting(path: &Path, reason: &str) {
 
 /// A file changed while it was read or placed, and starts over.
 pub fn file_changed(path: &Path, reason: &str) {
-    if enabled!(Level::INFO) && first_this_hour("file_changed", path) {
+    if enabled!(Level::INFO) && admit("file_changed", path) {
         info!(
             event = "file_changed",
             path = &*path.to_string_lossy(),
@@ -125,23 +128,41 @@ pub fn file_changed(path: &Path, reason: &str) {
 
 /// A file went away before anything was acknowledged.
 pub fn file_withdrawn(path: &Path, reason: &str) {
-    info!(
-        event = "file_withdrawn",
-        path = &*path.to_string_lossy(),
-        reason
-    );
+    if enabled!(Level::INFO) && within_budget("file_withdrawn", path) {
+        info!(
+            event = "file_withdrawn",
+            path = &*path.to_string_lossy(),
+            reason
+        );
+    }
+}
+
+/// How many events about files were not written, once a minute has passed since the first of them; or `all`, at once.
+pub fn tell_of_suppressed(all: bool) {
+    for suppressed in repeats::take_suppressed(all) {
+        warn!(
+            event = "events_suppressed",
+            of = suppressed.of,
+            input = suppressed
+                .input
+                .as_deref()
+                .map(Path::to_string_lossy)
+                .as_deref(),
+            suppressed = suppressed.lines,
+        );
+    }
 }
 
 /// A file that should have been removed stays where it is and will not be read again.
 pub fn file_kept(path: &Path, reason: &str) {
-    if enabled!(Level::WARN) && first_this_hour("file_kept", path) {
+    if enabled!(Level::WARN) && admit("file_kept", path) {
         warn!(event = "file_kept", path = &*path.to_string_lossy(), reason);
     }
 }
 
 /// An operation on one file failed; the others go on.
 pub fn file_failed(path: &Path, operation: &str, cause: &str, remedy: &str) {
-    if enabled!(Level::WARN) && first_this_hour("file_failed", path) {
+    if enabled!(Level::WARN) && admit("file_failed", path) {
         warn!(
             event = "file_failed",
             path = &*path.to_string_lossy(),
@@ -242,6 +263,17 @@ pub fn fallback(what: &str, cause: &str, instead: &str) {
     info!(event = "fallback", what, cause, instead);
 }
 
+/// Events of inotify were lost. Whoever makes many can have that happen again and again.
+pub fn events_lost() {
+    if enabled!(Level::INFO) && within_budget("fallback", Path::new("")) {
+        fallback(
+            "inotify",
+            "its queue overflowed",
+            "a scan finds what was missed",
+        );
+    }
+}
+
 /// No more latencies are written to the interval log at `path`.
 pub fn hlog_ended(path: &Path, cause: &str) {
     warn!(
@@ -301,6 +333,11 @@ pub struct Started<'a> {
 
 /// The instance is watching.
 pub fn started(started: &Started) {
+    let inputs = started
+        .sources
+        .iter()
+        .map(|(_, input, _)| input.to_path_buf());
+    repeats::share_out(inputs.collect());
     #[derive(Serialize)]
     struct Source<'a> {
         name: &'a str,
@@ -331,6 +368,7 @@ pub fn started(started: &Started) {
 
 /// The instance is ending. `files` and `bytes` are those processed in this run; what it cost is of the whole process.
 pub fn stopped(reason: &str, files: u64, bytes: u64) {
+    tell_of_suppressed(true);
     let usage = Usage::now();
     info!(
         event = "stopped",

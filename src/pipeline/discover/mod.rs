@@ -453,11 +453,7 @@ impl Discoverer {
     fn take_report(&mut self, report: Report) -> Result<(), Failure> {
         match report {
             Report::Lost => {
-                events::fallback(
-                    "inotify",
-                    "its queue overflowed",
-                    "a scan finds what was missed",
-                );
+                events::events_lost();
                 (0..self.walks.len()).for_each(|input| self.make_up(input));
             }
             Report::Moved { input } => self.make_up(input),
@@ -1370,6 +1366,7 @@ impl Discoverer {
             let now = Instant::now();
             if now >= self.next_bookkeeping {
                 self.next_bookkeeping = now + 20 * BOOKKEEPING_REST;
+                events::tell_of_suppressed(false);
                 let entries = self.entries.iter().flat_map(HashMap::values);
                 metrics.set_oldest_pending(entries.map(|entry| entry.file.first_seen).min());
             }
@@ -1424,6 +1421,9 @@ impl Discoverer {
         }
         if self.parts.once {
             next = next.min(now + BOOKKEEPING_REST);
+        }
+        if events::are_suppressed() {
+            next = next.min(now + events::LINES_WITHIN);
         }
         Some(until(next))
     }
