@@ -32,7 +32,7 @@ use crate::pipeline::queue::{Budget, Queue};
 use crate::pipeline::read::checks::Checks;
 use crate::pipeline::read::inspect::DOCUMENT_BYTES_MAX;
 use crate::pipeline::read::method::Methods;
-use crate::pipeline::read::{Governor, Pace, Reader, ReaderShared};
+use crate::pipeline::read::{Governor, Large, Pace, Reader, ReaderShared};
 use crate::pipeline::record::{Finished, KeptSet, Place, Recorder, RecorderParts};
 use crate::pipeline::{Candidate, Input, Staged, Verdicts};
 use crate::session::{self, Session, Suspicion};
@@ -232,8 +232,7 @@ impl Flow {
         let failures = sender.clone();
         let shared = Arc::new(ReaderShared {
             candidates: Arc::clone(&candidates),
-            large: Queue::new(QUEUE_FILES),
-            large_open: AtomicUsize::new(0),
+            large: Arc::new(Large::new(QUEUE_FILES)),
             governor: Arc::clone(&governor),
             pace: Pace::new(settings.max_bytes_per_second),
             idle: AtomicUsize::new(0),

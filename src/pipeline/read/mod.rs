@@ -7,6 +7,7 @@ pub mod digest;
 mod governor;
 pub mod inspect;
 pub mod judge;
+mod large;
 pub mod method;
 mod named_values;
 mod pace;
@@ -16,5 +17,6 @@ pub mod sidecar;
 mod tuner;
 
 pub use governor::Governor;
+pub use large::Large;
 pub use pace::Pace;
 pub use reader::{Reader, ReaderShared, nothing_to_ingest, sidecar_path};

@@ -41,6 +41,7 @@ use super::digest::{self, Stream};
 use super::governor::{FILE_WORK, Governor, Seat};
 use super::inspect::Inspection;
 use super::judge::judge;
+use super::large::{Large, Open, takes_large, takes_one_more};
 use super::method::Methods;
 use super::pace::Pace;
 use super::sidecar;
@@ -55,6 +56,9 @@ pub(super) const LARGE_BYTES: u64 = 8 << 20;
 const WEIGHED_BYTES: u64 = 1 << 20;
 /// Bytes of one read. Larger ones leave the cache between kernel and hash.
 const READ_BYTES: usize = 256 << 10;
+/// Files beyond those that it is to have open, which a reader opens for somebody who would wait for hours otherwise: a large one, and
+/// a small one beside large ones alone.
+const FILES_MORE: usize = 2;
 /// What could not be done.
 const WRITE_COPY: &str = "write in the warehouse the copy of";
 /// How long a file rests after it was seen changing.
@@ -66,10 +70,8 @@ const ERROR_REST: Duration = Duration::from_secs(1);
 pub struct ReaderShared {
     /// Where candidates come from.
     pub candidates: Arc<Queue<Candidate>>,
-    /// Large files that wait for a reader that may take one.
-    pub large: Queue<Candidate>,
-    /// Large files that readers have open.
-    pub large_open: AtomicUsize,
+    /// Large files, and how many of them readers have open.
+    pub large: Arc<Large<Candidate>>,
     /// Which readers work, and how many files each has open.
     pub governor: Arc<Governor>,
     /// How fast they may read.
@@ -128,7 +130,7 @@ struct InFlight {
     /// What direct reads of it have to be multiples of, in bytes. `None`: it is read through the page cache.
     direct: Option<usize>,
     /// Counts a large file while it is open.
-    large: Option<LargeOpen>,
+    large: Option<Open<Candidate>>,
     stream: Stream,
     /// What its content is checked for, if for anything.
     inspection: Option<Inspection>,
@@ -143,22 +145,6 @@ struct InFlight {
     /// Why it will not be staged, once its last read is back.
     leaving: Option<Leave>,
     began: Instant,
-}
-
-/// One of [`ReaderShared::large_open`].
-struct LargeOpen(Arc<ReaderShared>);
-
-impl LargeOpen {
-    fn new(shared: &Arc<ReaderShared>) -> LargeOpen {
-        shared.large_open.fetch_add(1, Ordering::AcqRel);
-        LargeOpen(Arc::clone(shared))
-    }
-}
-
-impl Drop for LargeOpen {
-    fn drop(&mut self) {
-        self.0.large_open.fetch_sub(1, Ordering::AcqRel);
-    }
 }
 
 /// A piece of a file on its way.
@@ -245,7 +231,8 @@ impl InFlight {
     reason = "it lives on the stack for a moment"
 )]
 enum Next {
-    Candidate(Candidate),
+    /// The file, and that it is open if it is large.
+    Candidate(Candidate, Option<Open<Candidate>>),
     NothingNow,
     NothingEver,
 }
@@ -256,12 +243,6 @@ fn asks_for_leases(input: &Input) -> bool {
 
 fn is_large(candidate: &Candidate) -> bool {
     candidate.identity.size > LARGE_BYTES
-}
-
-/// Whether a reader that has `own` of `all` open large files takes another: while one of its lanes is without, and it
-/// has no more than the average. So `readers` share few of them out evenly, and many fill the lanes of all.
-fn takes_large(own: usize, all: usize, readers: usize, lanes: usize) -> bool {
-    own < lanes && own * readers <= all
 }
 
 /// Why a file does not become [`Staged`].
@@ -276,8 +257,8 @@ enum Leave {
 impl Reader {
     /// A reader with an engine of its own. The second value says why there is no ring, if there is none.
     pub fn new(shared: Arc<ReaderShared>) -> io::Result<(Reader, Option<io::Error>)> {
-        let files = shared.governor.files_max();
-        let deeper = shared.hash_lanes * (DIRECT_PER_FILE - READS_PER_FILE);
+        let files = shared.governor.files_max() + FILES_MORE;
+        let deeper = (shared.hash_lanes + 1) * (DIRECT_PER_FILE - READS_PER_FILE);
         let reads = files * READS_PER_FILE + deeper;
         let (engine, fallback) = ReadEngine::open(shared.io, (reads + files) as u32)?;
         let reader = Reader {
@@ -323,7 +304,7 @@ impl Reader {
         let shared = Arc::clone(&self.shared);
         // What it left to others goes back to where those look that sleep. Beside a full queue nobody does.
         while !shared.candidates.is_full()
-            && let Some(candidate) = shared.large.try_pop()
+            && let Some(candidate) = shared.large.take_first()
         {
             // During a pause it is not for a reader to find out about room.
             if let Some(reason) = shared.metrics.pause_reason() {
@@ -332,7 +313,7 @@ impl Reader {
             }
             if let Err(candidate) = shared.candidates.try_push(candidate) {
                 if !shared.stopping.load(Ordering::Relaxed) {
-                    self.start(0, candidate);
+                    self.start(0, candidate, None);
                 }
                 return true;
             }
@@ -344,16 +325,16 @@ impl Reader {
 
     /// Fills free slots. False when there is nothing left to do, ever.
     fn take_candidates(&mut self) -> bool {
-        for index in 0..self.files_wanted() {
-            while self.slots[index].is_none() {
-                let candidate = match self.next_candidate() {
-                    Next::Candidate(candidate) => candidate,
-                    Next::NothingNow => return true,
-                    Next::NothingEver => return false,
-                };
-                if !self.shared.stopping.load(Ordering::Relaxed) {
-                    self.start(index, candidate);
-                }
+        while self.files_wanted() > 0
+            && let Some(index) = self.slots.iter().position(Option::is_none)
+        {
+            let (candidate, large) = match self.next_candidate() {
+                Next::Candidate(candidate, large) => (candidate, large),
+                Next::NothingNow => return true,
+                Next::NothingEver => return false,
+            };
+            if !self.shared.stopping.load(Ordering::Relaxed) {
+                self.start(index, candidate, large);
             }
         }
         true
@@ -363,43 +344,74 @@ impl Reader {
     /// others, and goes on with small ones, so that none of them waits behind a large one.
     fn next_candidate(&self) -> Next {
         let shared = &self.shared;
-        let files = self.slots.iter().flatten();
-        let own = files.filter(|file| file.large.is_some()).count();
-        let all = shared.large_open.load(Ordering::Acquire);
-        let takes_large = takes_large(own, all, shared.governor.readers(), shared.hash_lanes);
-        while takes_large && let Some(candidate) = shared.large.try_pop() {
-            // What was left there is not read during a pause; the discoverer sends one file to find out about room.
-            let Some(reason) = shared.metrics.pause_reason() else {
-                return Next::Candidate(candidate);
-            };
-            candidate.ticket.close(Fate::NoRoom(reason));
-        }
-        if self.slots.iter().all(Option::is_none) {
-            shared.idle.fetch_add(1, Ordering::AcqRel);
-            let candidate = shared.candidates.pop();
-            shared.idle.fetch_sub(1, Ordering::AcqRel);
-            return candidate.map_or(Next::NothingEver, Next::Candidate);
-        }
-        if own > 0 && shared.idle.load(Ordering::Acquire) > 0 {
-            return Next::NothingNow;
-        }
+        let open = self.slots.iter().flatten().count();
+        let large = self.large_open();
+        let has_place = open < self.files_wanted();
         loop {
-            let candidate = match shared.candidates.try_pop() {
-                None => return Next::NothingNow,
-                Some(candidate) => candidate,
-            };
-            if takes_large || !is_large(&candidate) {
-                return Next::Candidate(candidate);
+            while let Some((candidate, open)) = self.next_large(large, has_place) {
+                // What was left there is not read during a pause; the discoverer sends one file to find out about room.
+                let Some(reason) = shared.metrics.pause_reason() else {
+                    return Next::Candidate(candidate, Some(open));
+                };
+                candidate.ticket.close(Fate::NoRoom(reason));
             }
-            // This reader takes it up again itself if nobody is faster.
-            if let Err(candidate) = shared.large.try_push(candidate) {
-                return Next::Candidate(candidate);
+            // Large ones alone would keep it from small ones for hours.
+            if !has_place && open > large {
+                return Next::NothingNow;
+            }
+            let candidate = if open == 0 {
+                shared.idle.fetch_add(1, Ordering::AcqRel);
+                let candidate = shared.candidates.pop();
+                shared.idle.fetch_sub(1, Ordering::AcqRel);
+                match candidate {
+                    None => return Next::NothingEver,
+                    Some(candidate) => candidate,
+                }
+            } else {
+                if large > 0 && shared.idle.load(Ordering::Acquire) > 0 {
+                    return Next::NothingNow;
+                }
+                match shared.candidates.try_pop() {
+                    None => return Next::NothingNow,
+                    Some(candidate) => candidate,
+                }
+            };
+            if !is_large(&candidate) {
+                return Next::Candidate(candidate, None);
+            }
+            // This reader takes it up again itself if nobody is faster. What has its place in an order keeps it.
+            let bounded = candidate.turn.is_none();
+            let uploader = candidate.uploader();
+            if let Err(candidate) = shared.large.push(uploader, candidate, bounded) {
+                conclude(shared, candidate, again(Duration::ZERO, Waiting::Turn));
             }
         }
     }
 
+    /// How many large files it has open.
+    fn large_open(&self) -> usize {
+        let files = self.slots.iter().flatten();
+        files.filter(|file| file.large.is_some()).count()
+    }
+
+    /// The next large file, if this reader that has `own` of them may take one.
+    fn next_large(&self, own: usize, has_place: bool) -> Option<(Candidate, Open<Candidate>)> {
+        let large = &self.shared.large;
+        let (all, readers) = (large.open(), self.shared.governor.readers());
+        // One place is for small files.
+        let most = self.files_wanted().saturating_sub(1).max(1);
+        let lanes = self.shared.hash_lanes.min(most);
+        if has_place && takes_large(own, all, readers, lanes) {
+            large.take(false)
+        } else if takes_one_more(own, all, readers * lanes, self.shared.hash_lanes) {
+            large.take(true)
+        } else {
+            None
+        }
+    }
+
     /// Opens a candidate; its slot stays free if it cannot be read now.
-    fn start(&mut self, index: usize, candidate: Candidate) {
+    fn start(&mut self, index: usize, candidate: Candidate, large: Option<Open<Candidate>>) {
         let began = Instant::now();
         let queued = began.saturating_duration_since(candidate.settled_at);
         self.shared.metrics.record(Stage::Queue, queued);
@@ -424,7 +436,10 @@ impl Reader {
                 let rules = &candidate.input.settings.content;
                 self.slots[index] = Some(InFlight {
                     inspection: Inspection::begin(rules, candidate.path(), size),
-                    large: is_large(&candidate).then(|| LargeOpen::new(&self.shared)),
+                    large: large.or_else(|| {
+                        let opened = || self.shared.large.opened(candidate.uploader());
+                        is_large(&candidate).then(opened)
+                    }),
                     candidate,
                     file,
                     before,
@@ -1383,8 +1398,7 @@ mod tests {
         let warehouse = Arc::new(open::root_dir(root).unwrap());
         Arc::new(ReaderShared {
             candidates,
-            large: Queue::new(sizes.len()),
-            large_open: AtomicUsize::new(0),
+            large: Arc::new(Large::new(4 * sizes.len())),
             governor: Governor::new(readers, Arc::default()),
             pace: Pace::new(0),
             idle: AtomicUsize::new(0),
@@ -1435,7 +1449,7 @@ mod tests {
         for mut reader in readers {
             reader.run().unwrap();
         }
-        assert_eq!(shared.large_open.load(Ordering::Acquire), 0);
+        assert_eq!(shared.large.open(), 0);
         let bytes_read = shared.metrics.bytes_read.load(Ordering::Relaxed);
         assert_eq!(bytes_read, sizes.iter().sum::<u64>());
         for _ in sizes {
@@ -1494,9 +1508,11 @@ mod tests {
     fn a_pause_sends_back_all_that_was_left_to_others_before_anybody_waits_for_more() {
         let root = tempfile::tempdir().unwrap();
         let shared = shared(root.path(), &[LARGE_BYTES + 1; 4], 1);
-        let (reader, _) = Reader::new(Arc::clone(&shared)).unwrap();
+        let (mut reader, _) = Reader::new(Arc::clone(&shared)).unwrap();
+        assert!(reader.sit());
         while let Some(candidate) = shared.candidates.try_pop() {
-            shared.large.try_push(candidate).unwrap();
+            let uploader = candidate.uploader();
+            assert!(shared.large.push(uploader, candidate, true).is_ok());
         }
         shared.metrics.pause("a test");
         shared.candidates.close();
@@ -1540,7 +1556,7 @@ mod tests {
             input,
         };
         assert!(reader.sit());
-        reader.start(0, candidate);
+        reader.start(0, candidate, None);
         let bytes_read = || shared.metrics.bytes_read.load(Ordering::Relaxed);
         let mut done = Vec::new();
         while bytes_read() < 200_000 {
@@ -1576,7 +1592,7 @@ mod tests {
             let mut candidate = shared.candidates.try_pop().expect("one");
             candidate.copy = true;
             let source = candidate.input.id;
-            reader.start(0, candidate);
+            reader.start(0, candidate, None);
             let file = reader.slots[0].as_mut().expect("it is open");
             assert_eq!(file.copy.as_ref().unwrap().by_kernel(), Some(method));
             file.issued = issued;
@@ -1627,7 +1643,7 @@ mod tests {
             std::fs::write(&path, &bytes).unwrap();
             candidate.identity = stat::stat_fd(File::open(&path).unwrap()).unwrap().identity;
             std::thread::sleep(TICK * 2);
-            reader.start(0, candidate);
+            reader.start(0, candidate, None);
             let (mut done, mut written) = (Vec::new(), 0);
             while reader.slots[0].is_some() {
                 reader.engine.wait(&mut done).unwrap();
@@ -1677,25 +1693,38 @@ mod tests {
     }
 
     #[test]
-    fn large_files_are_shared_out_evenly_until_every_lane_has_one() {
-        for readers in 1..=5 {
-            for lanes in 1..=4 {
-                let mut open = vec![0; readers];
-                for all in 0..readers * lanes {
-                    // Whoever comes first may be the one that came last.
-                    let taker = (0..readers)
-                        .rev()
-                        .find(|&reader| takes_large(open[reader], all, readers, lanes));
-                    open[taker.expect("somebody takes it")] += 1;
-                    let (least, most) = (open.iter().min(), open.iter().max());
-                    assert!(most.unwrap() - least.unwrap() <= 1, "{open:?}");
-                }
-                let full = readers * lanes;
-                assert!(!takes_large(lanes, full, readers, lanes));
-                // One that ends makes room for the next with the reader that had it.
-                assert!(takes_large(lanes - 1, full - 1, readers, lanes));
-            }
+    fn a_large_file_of_somebody_else_and_a_small_one_are_opened_at_once_when_all_lanes_are_taken() {
+        let root = tempfile::tempdir().unwrap();
+        let mut sizes = [LARGE_BYTES + 1; 7];
+        sizes[6] = 5;
+        let shared = shared(root.path(), &sizes, 1);
+        let few = Setting {
+            readers: 1,
+            files: 2,
+        };
+        let (mut reader, _) = Reader::new(Arc::clone(&shared)).unwrap();
+        let mut all: Vec<Candidate> = std::iter::from_fn(|| shared.candidates.try_pop()).collect();
+        let small = all.pop().unwrap();
+        let mut other = all.pop().unwrap();
+        other.owner = 2002;
+        for candidate in all {
+            shared.candidates.try_push(candidate).unwrap();
         }
+        assert!(reader.sit() && reader.take_candidates());
+        let open = |reader: &Reader| {
+            let files = reader.slots.iter().flatten().count();
+            (files - reader.large_open(), reader.large_open())
+        };
+        assert_eq!(open(&reader), (0, 3));
+        // Fewer files than it has large ones open.
+        shared.governor.apply(few);
+        shared.candidates.try_push(other).unwrap();
+        assert!(reader.take_candidates());
+        assert_eq!(open(&reader), (0, 4));
+        shared.candidates.try_push(small).unwrap();
+        assert!(reader.take_candidates());
+        assert_eq!(open(&reader), (1, 4));
+        assert_eq!(shared.large.depth(), 2);
     }
 
     #[test]
