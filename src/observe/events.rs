@@ -93,9 +93,12 @@ pub fn file_ignored(path: &Path, reason: &str) {
     }
 }
 
+/// Lines for debugging take none of the others.
+const IGNORED_QUIETLY: &str = "file_ignored at debug";
+
 /// A name that is expected to be left alone, such as a temporary one: the same event, for debugging.
 pub fn file_ignored_quietly(path: &Path, reason: &str) {
-    if enabled!(Level::DEBUG) && admit("file_ignored", path) {
+    if enabled!(Level::DEBUG) && admit(IGNORED_QUIETLY, path) {
         debug!(
             event = "file_ignored",
             path = &*path.to_string_lossy(),
@@ -139,17 +142,22 @@ pub fn file_withdrawn(path: &Path, reason: &str) {
 
 /// How many events about files were not written, once a minute has passed since the first of them; or `all`, at once.
 pub fn tell_of_suppressed(all: bool) {
+    macro_rules! tell {
+        ($level:ident, $it:expr) => {
+            $level!(
+                event = "events_suppressed",
+                of = $it.of,
+                input = $it.input.as_deref().map(Path::to_string_lossy).as_deref(),
+                suppressed = $it.lines,
+            )
+        };
+    }
     for suppressed in repeats::take_suppressed(all) {
-        warn!(
-            event = "events_suppressed",
-            of = suppressed.of,
-            input = suppressed
-                .input
-                .as_deref()
-                .map(Path::to_string_lossy)
-                .as_deref(),
-            suppressed = suppressed.lines,
-        );
+        match suppressed.of {
+            "file_failed" | "file_kept" => tell!(warn, suppressed),
+            IGNORED_QUIETLY => tell!(debug, suppressed),
+            _ => tell!(info, suppressed),
+        }
     }
 }
 

@@ -294,3 +294,29 @@ fn a_directory_swapped_for_a_symlink_leads_nowhere() {
         );
     }
 }
+
+#[test]
+fn a_flood_of_odd_files_takes_a_hundred_lines_and_the_rest_is_counted() {
+    let site = Site::new();
+    for name in 0..150 {
+        symlink("nowhere", site.staging.join(format!("{name}.csv"))).expect("symlink");
+    }
+    site.put("ordinary.csv", "ordinary");
+    let ended = site.run_once(&[]);
+    assert_eq!(site.manifest().len(), 1, "{ended}");
+    assert_eq!(ended.events("file_ignored", ".csv").len(), 100, "{ended}");
+    let told = ended
+        .stderr
+        .lines()
+        .filter(|line| line.contains("events_suppressed"));
+    let told: Vec<&str> = told.collect();
+    assert_eq!(told.len(), 1, "{ended}");
+    assert!(told[0].contains(r#""of":"file_ignored""#), "{}", told[0]);
+    // At each walk, if there was more than one.
+    let counts = [r#""suppressed":50"#, r#""suppressed":100"#];
+    assert!(
+        counts.iter().any(|count| told[0].contains(count)),
+        "{}",
+        told[0]
+    );
+}
