@@ -31,7 +31,7 @@ use crate::io::{FileStat, Reserve, Timestamp, clock, open, stat};
 use crate::observe::events;
 use crate::observe::metrics::{Count, Metrics, Stage};
 use crate::pipeline::queue::{Budget, Fair, Queue, part};
-use crate::pipeline::read::sidecar_path;
+use crate::pipeline::read::{is_large, sidecar_path};
 use crate::pipeline::record::KeptSet;
 use crate::pipeline::{Candidate, Fate, Input, Proof, Staged, Ticket, Uploader, Verdicts, Waiting};
 use crate::settings::{IgnoreReason, Mode};
@@ -54,6 +54,8 @@ const TIMERS_SLICE: usize = 4096;
 const TIMERS_MAX: usize = 2 * ENTRIES_MAX;
 /// Directory entries looked at before events and timers have their turn again.
 const SCAN_SLICE: usize = 256;
+/// Bytes of files that may wait in the queue: whoever comes behind them does not wait for long. Large ones wait elsewhere.
+const QUEUE_BYTES: u64 = 256 << 20;
 /// Settled files of a source that may wait for room in the queue before its scan pauses.
 const READY_MAX: usize = 256;
 /// A file that has failed more often in a row is told of, and forgotten where there is no room for another one.
@@ -117,6 +119,8 @@ pub struct Discoverer {
     walks: Vec<Walks>,
     /// The input whose scan has its turn.
     turn: usize,
+    /// Bytes that wait in the queue.
+    queued: Arc<Budget>,
     /// Settled files of sources without an order that need nothing else.
     ready: Fair<Candidate>,
     /// Those of each input that has one.
@@ -242,6 +246,7 @@ impl Discoverer {
             timers: BinaryHeap::new(),
             walks: parts.inputs.iter().map(|_| Walks::new(now)).collect(),
             turn: 0,
+            queued: Budget::new(QUEUE_BYTES),
             ready: Fair::default(),
             ordered,
             scarce,
@@ -1157,9 +1162,13 @@ impl Discoverer {
             }
             return;
         }
-        while !self.parts.candidates.is_full()
-            && let Some(candidate) = self.next_settled()
+        while !self.is_queue_full()
+            && let Some(mut candidate) = self.next_settled()
         {
+            let size = candidate.identity.size;
+            if !is_large(size) {
+                candidate.shares.queue = Some(self.queued.take_anyway(size));
+            }
             if let Err(candidate) = self.parts.candidates.try_push(candidate) {
                 if let Some(candidate) = self.take_back(candidate) {
                     self.ready.push_front(candidate.uploader(), candidate);
@@ -1167,6 +1176,10 @@ impl Discoverer {
                 return;
             }
         }
+    }
+
+    fn is_queue_full(&self) -> bool {
+        self.parts.candidates.is_full() || !self.queued.is_left()
     }
 
     /// The next file to hand on. Sources with an order, or whose files need what is short, take turns with each other and with all
@@ -1200,7 +1213,8 @@ impl Discoverer {
     }
 
     /// Puts a file that is not handed on after all back among those of its source; returned if that has no place of its own.
-    fn take_back(&mut self, candidate: Candidate) -> Option<Candidate> {
+    fn take_back(&mut self, mut candidate: Candidate) -> Option<Candidate> {
+        candidate.shares.queue = None;
         let same = |input: &Arc<Input>| Arc::ptr_eq(input, &candidate.input);
         let Some(input) = self.parts.inputs.iter().position(same) else {
             return Some(candidate);
@@ -1400,7 +1414,7 @@ impl Discoverer {
             return Some(until(pause.retry_at).max(FULL_QUEUE_POLL));
         }
         let scans = (0..self.walks.len()).any(|input| self.can_scan(input));
-        if !self.ready.is_empty() && (!scans || self.parts.candidates.is_full()) {
+        if !self.ready.is_empty() && (!scans || self.is_queue_full()) {
             return Some(FULL_QUEUE_POLL);
         }
         if self.is_scanning() || self.walks.iter().any(Walks::may_begin) {

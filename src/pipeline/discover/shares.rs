@@ -17,6 +17,8 @@ pub struct Shares {
     pub memory: Option<Share>,
     /// Of the places for files that are checked by a command. Needed until it ended.
     pub check: Option<Share>,
+    /// Of the bytes that wait in the queue. Needed until it is opened.
+    pub queue: Option<Share>,
 }
 
 /// What the files of one source need.
@@ -63,7 +65,11 @@ impl Needs {
         let Some((check, memory)) = given else {
             return false;
         };
-        candidate.shares = Shares { memory, check };
+        candidate.shares = Shares {
+            memory,
+            check,
+            queue: None,
+        };
         true
     }
 }

@@ -62,6 +62,20 @@ impl Budget {
         share
     }
 
+    /// Whether anything is left.
+    pub fn is_left(&self) -> bool {
+        self.taken.load(Ordering::Acquire) < self.most
+    }
+
+    /// A share of what is more than is left, perhaps: the next one waits for that.
+    pub fn take_anyway(self: &Arc<Budget>, amount: u64) -> Share {
+        self.taken.fetch_add(amount, Ordering::AcqRel);
+        Share {
+            of: Arc::clone(self),
+            amount,
+        }
+    }
+
     /// A share, if there is as much left. A share of more than all is one of all.
     pub fn take(self: &Arc<Budget>, amount: u64) -> Option<Share> {
         let amount = amount.min(self.most);
@@ -104,6 +118,19 @@ mod tests {
         let all = budget.take(1000).unwrap();
         assert!(budget.take(1).is_none());
         drop(all);
+        assert!(budget.take(10).is_some());
+    }
+
+    #[test]
+    fn the_last_share_may_be_more_than_is_left_and_the_next_one_waits() {
+        let budget = Budget::new(10);
+        let some = budget.take_anyway(9);
+        assert!(budget.is_left());
+        let more = budget.take_anyway(9);
+        assert!(!budget.is_left() && budget.take(1).is_none());
+        drop(some);
+        assert!(budget.is_left());
+        drop(more);
         assert!(budget.take(10).is_some());
     }
 

@@ -19,4 +19,4 @@ mod tuner;
 pub use governor::Governor;
 pub use large::Large;
 pub use pace::Pace;
-pub use reader::{Reader, ReaderShared, nothing_to_ingest, sidecar_path};
+pub use reader::{Reader, ReaderShared, is_large, nothing_to_ingest, sidecar_path};

@@ -241,8 +241,9 @@ fn asks_for_leases(input: &Input) -> bool {
     input.leases && input.settings.lease == LeasePolicy::Auto
 }
 
-fn is_large(candidate: &Candidate) -> bool {
-    candidate.identity.size > LARGE_BYTES
+/// Whether a file of so many bytes is large.
+pub fn is_large(size: u64) -> bool {
+    size > LARGE_BYTES
 }
 
 /// Why a file does not become [`Staged`].
@@ -376,7 +377,7 @@ impl Reader {
                     Some(candidate) => candidate,
                 }
             };
-            if !is_large(&candidate) {
+            if !is_large(candidate.identity.size) {
                 return Next::Candidate(candidate, None);
             }
             // This reader takes it up again itself if nobody is faster. What has its place in an order keeps it.
@@ -416,6 +417,7 @@ impl Reader {
         let queued = began.saturating_duration_since(candidate.settled_at);
         self.shared.metrics.record(Stage::Queue, queued);
         let mut candidate = candidate;
+        candidate.shares.queue = None;
         let opened = self.open(&candidate);
         let opened = opened.and_then(|(file, before, copy)| {
             let before = claim(&mut candidate, &file, before)?;
@@ -438,7 +440,7 @@ impl Reader {
                     inspection: Inspection::begin(rules, candidate.path(), size),
                     large: large.or_else(|| {
                         let opened = || self.shared.large.opened(candidate.uploader());
-                        is_large(&candidate).then(opened)
+                        is_large(candidate.identity.size).then(opened)
                     }),
                     candidate,
                     file,
