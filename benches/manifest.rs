@@ -76,6 +76,7 @@ fn arrival(path: PathBuf) -> Arrival {
         counts: Counts::default(),
         aside: None,
         placed_ctime: Default::default(),
+        ctime_vouches: false,
         path,
     }
 }

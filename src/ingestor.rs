@@ -162,6 +162,12 @@ impl Flow {
         let kept = Arc::new(KeptSet::default());
         for entry in ledger.kept()? {
             kept.add(&entry);
+            let input = session.inputs.iter().find(|input| input.id == entry.source);
+            if let Some(input) = input
+                && entry.is_owed_in(&input.dir)
+            {
+                metrics.owes_removal(&input.absolute(&entry.path));
+            }
         }
         let candidates = Arc::new(Queue::new(QUEUE_FILES));
         let staged = Arc::new(Queue::new(batch_files));

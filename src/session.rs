@@ -37,8 +37,8 @@ pub struct Locked {
     pub dir: Arc<OwnedFd>,
     /// Its path.
     pub path: PathBuf,
-    /// Held for as long as the directory is.
-    _lock: OwnedFd,
+    /// Held for as long as this is.
+    lock: OwnedFd,
 }
 
 /// Everything a run holds.
@@ -63,6 +63,8 @@ pub struct Session {
     pub ctimes: probe::Ctimes,
     /// The state.
     pub state: Locked,
+    /// The locks of staging and claim directories.
+    _locks: Vec<OwnedFd>,
     /// Where the latencies of each interval go, if anywhere.
     pub hlog: Option<Hlog>,
 }
@@ -154,7 +156,10 @@ impl Session {
         for place in [&warehouse, &manifests] {
             syncfs &= trusts_syncfs(&place.path)?;
         }
+        let mut locks = Vec::new();
         for ((source, root), claims) in sources.into_iter().zip(roots).zip(claims) {
+            locks.push(root.lock);
+            let root = root.dir;
             let id = ledger.source_id(&source.name, &source.input)?;
             let failed = |error: io::Error| config("use the input", &source.input, &error);
             let kind = probe::filesystem(&source.input).map_err(failed)?;
@@ -166,19 +171,16 @@ impl Session {
                 && !kind.overlay;
             let claim = claims
                 .map(|claims| {
-                    claim_dir(
-                        source,
-                        &root,
-                        claims,
-                        settings.durability == Durability::Full,
-                    )
+                    locks.push(claims.lock);
+                    let durable = settings.durability == Durability::Full;
+                    claim_dir(source, &root, (claims.dir, claims.path), durable)
                 })
                 .transpose()?;
             inputs.push(Arc::new(Input {
                 id,
                 settings: source.clone(),
-                root: stat::stat_fd(&root.dir).map_err(failed)?,
-                dir: root.dir,
+                root: stat::stat_fd(&root).map_err(failed)?,
+                dir: root,
                 leases,
                 inotify: !settings.disable.inotify && !kind.network,
                 copy: !probe::rename_works(&source.input, &settings.warehouse).map_err(failed)?,
@@ -201,6 +203,7 @@ impl Session {
             syncfs,
             ctimes,
             state,
+            _locks: locks,
             hlog,
         };
         Ok((session, ledger))
@@ -235,16 +238,16 @@ pub(crate) fn closed_sources(settings: &Settings) -> (Vec<&Source>, Vec<&Source>
 /// The claim directory of a source, to which a rename has to work.
 fn claim_dir(
     source: &Source,
-    root: &Locked,
-    claims: Locked,
+    root: &Arc<OwnedFd>,
+    (dir, path): (Arc<OwnedFd>, PathBuf),
     durable: bool,
 ) -> Result<Arc<ClaimDir>, Failure> {
-    let failed = |error: io::Error| config("use the claim directory", &claims.path, &error);
-    if !probe::rename_works(&source.input, &claims.path).map_err(failed)? {
+    let failed = |error: io::Error| config("use the claim directory", &path, &error);
+    if !probe::rename_works(&source.input, &path).map_err(failed)? {
         return Err(Failure::new(
             Exit::Config,
             "use the claim directory",
-            &claims.path,
+            &path,
             format!(
                 "files cannot be renamed to it from {}",
                 source.input.display()
@@ -258,10 +261,10 @@ fn claim_dir(
             syncfs: false,
             lease_signal: None,
         },
-        input: Arc::clone(&root.dir),
+        input: Arc::clone(root),
         input_path: source.input.clone(),
-        dir: claims.dir,
-        path: claims.path,
+        dir,
+        path,
     }))
 }
 
@@ -331,7 +334,7 @@ pub(crate) fn lock(path: &Path, name: &str) -> Result<Locked, Failure> {
         Ok(Some(held)) => Ok(Locked {
             dir: Arc::new(dir),
             path: path.to_path_buf(),
-            _lock: held,
+            lock: held,
         }),
         Ok(None) => Err(busy(path)),
         Err(error) => Err(config("open the lock", &path.join(name), &error)),
@@ -348,7 +351,7 @@ pub(crate) fn lock_input(path: &Path) -> Result<Locked, Failure> {
             Ok(Locked {
                 dir: Arc::new(held.dir),
                 path: path.to_path_buf(),
-                _lock: held.record,
+                lock: held.record,
             })
         }
         Ok(None) => Err(busy(path)),

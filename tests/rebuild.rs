@@ -383,7 +383,11 @@ fn what_is_damaged_in_the_middle_is_refused_by_line_and_nothing_changes() {
             before,
             "{what}"
         );
-        assert_eq!(files_beneath(&site.state), [site.state.join("lock")], "{what}");
+        assert_eq!(
+            files_beneath(&site.state),
+            [site.state.join("lock")],
+            "{what}"
+        );
     }
     fs::write(&manifest, &whole).expect("repair");
     rebuild(&site, &[]).ok();

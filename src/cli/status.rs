@@ -4,6 +4,7 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use crate::failure::{Exit, Failure};
+use crate::io::open;
 use crate::ledger::OwedKind;
 use crate::ledger::lmdb::Lmdb;
 use crate::observe::control;
@@ -48,6 +49,14 @@ pub fn stopped(ledger: &Lmdb) -> Result<Status, Failure> {
         let source = sources.iter().find(|source| source.id == owed.source);
         if let (true, Some(source)) = (owed.kind != OwedKind::Reason, source) {
             metrics.owes_removal(&source.input.join(&owed.path));
+        }
+    }
+    for kept in ledger.kept()? {
+        let source = sources.iter().find(|source| source.id == kept.source);
+        if let Some(source) = source
+            && open::root_dir(&source.input).is_ok_and(|input| kept.is_owed_in(input))
+        {
+            metrics.owes_removal(&source.input.join(&kept.path));
         }
     }
     let counted = metrics.status(State::Stopped);

@@ -8,8 +8,8 @@ pub mod schema;
 
 use crate::failure::Failure;
 pub use schema::{
-    Arrival, ContentKey, Counts, Digest, Kept, Line, ManifestEnd, Outcome, Owed, OwedKind,
-    PendingLines, Placement, Position, Record, RecordState, SourceEntry, SourceId,
+    Arrival, ContentKey, Counts, Digest, KEPT_DUPLICATE, Kept, Line, ManifestEnd, Outcome, Owed,
+    OwedKind, PendingLines, Placement, Position, Record, RecordState, SourceEntry, SourceId,
 };
 
 /// Everything a recorder needs to know at its start.

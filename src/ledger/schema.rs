@@ -157,9 +157,12 @@ pub struct Arrival {
     pub placed: PathBuf,
     /// The inode that carries that name: its own, or that of the copy.
     pub placed_inode: u64,
-    /// The ctime of that inode when it was found to hold what was hashed, if it tells any later change; zero where nobody can
-    /// know, and in an intent. As long as a file has it, its bytes need not be read to know them.
+    /// The ctime of that inode when it was last looked at before commit B; zero in an intent, and where earlier versions or a
+    /// rebuilt ledger do not know it.
     pub placed_ctime: Timestamp,
+    /// Whether nobody can have changed the file between its reading and that look, and every later change shows in its ctime: as long as
+    /// it has that, its bytes need not be read to know them.
+    pub ctime_vouches: bool,
     /// When it was taken, in microseconds since the epoch.
     pub time_micros: i64,
     /// What was counted in it.
@@ -249,7 +252,21 @@ pub struct Kept {
     pub reason: String,
 }
 
+/// The reason of a file that stays on purpose.
+pub const KEPT_DUPLICATE: &str = "duplicate";
+
 impl Kept {
+    /// Whether it could not be removed, and is still there in this staging directory.
+    pub fn is_owed_in(&self, input: impl std::os::fd::AsFd) -> bool {
+        let seen = crate::io::open::stat_beneath(input, &self.path);
+        let is = |now: &Identity| {
+            let (source, path) = (self.source, &*self.path);
+            Kept::fingerprint(source, path, now) == Kept::fingerprint(source, path, &self.identity)
+        };
+        self.reason != KEPT_DUPLICATE
+            && seen.is_ok_and(|seen| seen.is_some_and(|it| is(&it.identity)))
+    }
+
     /// What tells this state of this file from any other. The device is left out: reboots renumber it.
     pub fn fingerprint(source: SourceId, path: &Path, identity: &Identity) -> u128 {
         let mut bytes = Vec::with_capacity(64 + path.as_os_str().len());
@@ -604,6 +621,7 @@ impl Value for Arrival {
         let aside = self.aside.as_ref();
         to.optional(aside.map(|aside| aside.as_os_str().as_bytes()));
         to.timestamp(self.placed_ctime);
+        to.u8(self.ctime_vouches.into());
     }
 
     fn take(from: &mut Reader<'_>) -> Result<Arrival, DecodeError> {
@@ -670,6 +688,14 @@ impl Value for Arrival {
             placed_ctime: match from.version {
                 SINCE_PLACED_CTIME.. => from.timestamp()?,
                 _ => Timestamp::default(),
+            },
+            ctime_vouches: match from.version {
+                SINCE_PLACED_CTIME.. => match from.u8()? {
+                    0 => false,
+                    1 => true,
+                    _ => return Err(DecodeError::Malformed),
+                },
+                _ => false,
             },
         })
     }
@@ -900,6 +926,7 @@ pub(crate) mod tests {
                 seconds: 17,
                 nanos: 18,
             },
+            ctime_vouches: true,
         }
     }
 
@@ -982,7 +1009,7 @@ pub(crate) mod tests {
                     .unwrap()
             };
             let mut expected = arrival();
-            expected.placed_ctime = Timestamp::default();
+            (expected.placed_ctime, expected.ctime_vouches) = (Timestamp::default(), false);
             if version < SINCE_COUNTS {
                 (expected.counts, expected.aside) = (Counts::default(), None);
                 expected.outcome = Outcome::Quarantine {

@@ -183,7 +183,7 @@ pub fn file_failed(path: &Path, operation: &str, cause: &str, remedy: &str) {
 
 /// A `check_command` has left something in its working directory that cannot be removed.
 pub fn check_left(path: &Path, cause: &str) {
-    if enabled!(Level::WARN) && first_this_hour("check_left", Path::new("")) {
+    if enabled!(Level::WARN) && admit("check_left", Path::new("")) {
         warn!(
             event = "check_left",
             path = &*path.to_string_lossy(),
@@ -399,7 +399,7 @@ pub fn source_closed(source: &str, path: &Path) {
 
 /// A staging directory is not the one that is watched any more, and others are.
 pub fn source_gone(path: &Path, cause: &str, remedy: &str) {
-    if enabled!(Level::ERROR) && first_this_hour("source_gone", path) {
+    if enabled!(Level::ERROR) && admit("source_gone", path) {
         let path = &*path.to_string_lossy();
         error!(event = "source_gone", path, cause, remedy);
     }

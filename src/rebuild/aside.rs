@@ -142,6 +142,7 @@ impl Rebuild<'_> {
             counts: Counts::default(),
             aside: None,
             placed_ctime: Default::default(),
+            ctime_vouches: false,
         };
         let source_left = match changed || seen.is_none() {
             true => None,

@@ -198,6 +198,7 @@ impl Rebuild<'_> {
             counts: stated.counts,
             aside: None,
             placed_ctime: Default::default(),
+            ctime_vouches: false,
         };
         let source_left = match placement {
             Placement::Copy => self.source_of_copy(&arrival)?,

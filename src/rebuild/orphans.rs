@@ -132,6 +132,7 @@ impl Rebuild<'_> {
             counts: Counts::default(),
             aside: None,
             placed_ctime: Default::default(),
+            ctime_vouches: false,
         });
         Ok(())
     }

@@ -102,6 +102,7 @@ impl Site {
             counts: Counts::default(),
             aside: None,
             placed_ctime: Default::default(),
+            ctime_vouches: false,
         }
     }
 

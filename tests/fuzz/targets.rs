@@ -82,6 +82,7 @@ pub fn manifest(bytes: &[u8]) {
         counts: stated.counts,
         aside: None,
         placed_ctime: Default::default(),
+        ctime_vouches: false,
     };
     let line = manifest::line(&arrival, &stated.source, root, root);
     assert_eq!(manifest::parse(&line), Ok(stated));

@@ -408,6 +408,7 @@ mod tests {
             counts: Counts::default(),
             aside: None,
             placed_ctime: Default::default(),
+            ctime_vouches: false,
         }
     }
 

@@ -821,7 +821,11 @@ impl Discoverer {
         // Its file has its own turn in the scan, if it is there.
         let known = self.entries[input].contains_key(file);
         let alone = !known && matches!(open::stat_beneath(&*root.dir, file), Ok(None));
-        let still_there = || matches!(open::stat_beneath(&*root.dir, path), Ok(Some(_)));
+        // One that could not be removed with its file was told of then.
+        let still_there = || match open::stat_beneath(&*root.dir, path) {
+            Ok(Some(seen)) => !self.parts.kept.contains(root.id, path, &seen.identity),
+            _ => false,
+        };
         if alone && still_there() {
             events::file_waiting(&root.absolute(path), "a sidecar without its file");
         }

@@ -141,6 +141,7 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
                 counts: staged.counts,
                 aside: (aside != layout::default_quarantine_dir(time_micros)).then_some(aside),
                 placed_ctime: Timestamp::default(),
+                ctime_vouches: false,
             };
             if placement != Placement::None {
                 match self.choose_name(dirs, source, &arrival, &mut taken)? {
@@ -325,9 +326,8 @@ pub fn is_stored_copy(seen: &FileStat, arrival: &Arrival) -> Option<bool> {
     if seen.kind != FileType::RegularFile || seen.identity.size != arrival.identity.size {
         return Some(false);
     }
-    let unknown = Timestamp::default();
     let same = seen.identity.inode == arrival.placed_inode
-        && arrival.placed_ctime != unknown
+        && arrival.ctime_vouches
         && seen.identity.ctime == arrival.placed_ctime;
     let same = same
         || mutants::on("stored_copy_by_mtime")

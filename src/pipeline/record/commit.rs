@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use crate::failure::{Exit, Failure};
 use crate::io::Disk;
 use crate::ledger::{
-    Commit, Kept, Ledger, Outcome, Owed, OwedKind, PendingLines, Placement, Record, RecordState,
+    Commit, KEPT_DUPLICATE, Kept, Ledger, Outcome, Owed, OwedKind, PendingLines, Placement, Record,
+    RecordState,
 };
 use crate::observe::events;
 use crate::observe::metrics::Count;
@@ -215,11 +216,17 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
         let paid = self.pay(std::mem::take(&mut batch.debts), &batch.items)?;
         self.later.paid.extend(paid.paid);
         self.later.kept.extend(paid.kept);
-        self.later.owed_told = self.later.owed_told.max(paid.owed_told);
+        self.note_told(paid.owed_told);
         self.later_waits = true;
         points::reached(Step::PayDebts.point());
         self.report(batch);
         Ok(())
+    }
+
+    /// Notes up to which number it was told that removals are owed.
+    pub(super) fn note_told(&mut self, seq: Option<u64>) {
+        let told = self.later.owed_told.max(seq);
+        self.later.owed_told = told.filter(|told| *told > self.owed_told);
     }
 
     fn carry_out(&mut self, steps: &[Step], mut batch: Batch<D>) -> Result<(), Failure> {
@@ -435,7 +442,7 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
                         path: arrival.path.clone(),
                         identity: arrival.identity,
                         seq: arrival.seq,
-                        reason: "duplicate".into(),
+                        reason: KEPT_DUPLICATE.into(),
                     });
                 } else {
                     commit.owed.push(source(OwedKind::Duplicate));

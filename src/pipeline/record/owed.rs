@@ -107,13 +107,13 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
                 }
                 Removal::Stays(path, reason) => {
                     if !self.keep(&mut dirs, &owed, path, reason, &mut done)? {
+                        done.owed_told = done.owed_told.max(Some(owed.seq));
                         continue;
                     }
                 }
                 // The row stays; the next start tries again.
                 Removal::Later => {
-                    let told = done.owed_told.max(Some(owed.seq));
-                    done.owed_told = told.filter(|told| *told > self.owed_told);
+                    done.owed_told = done.owed_told.max(Some(owed.seq));
                     let input = self.input_path(owed.source);
                     self.metrics.owes_removal(&input.join(&owed.path));
                     continue;
@@ -326,7 +326,9 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
     ) -> Result<bool, Failure> {
         let root = Root::Input(owed.source);
         let shown = self.input_path(owed.source).join(&path);
-        events::file_kept(&shown, &reason);
+        if owed.seq > self.owed_told {
+            events::file_kept(&shown, &reason);
+        }
         // It is known by its state, and that must outlive a power cut.
         let opened = self
             .dir_of(dirs, root, &path, false)?
@@ -349,6 +351,7 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
             return Ok(true);
         };
         // Under another name what is owed would not find it.
+        self.metrics.owes_removal(&shown);
         let stays_owed = !durable && path == owed.path;
         let kept = Kept {
             source: owed.source,

@@ -6,6 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rustix::fs::FileType;
 use rustix::io::Errno;
 
 use crate::failure::Failure;
@@ -232,7 +233,8 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
             if unbroken && let Some(seen) = seen.filter(as_hashed) {
                 // A copy is open for writing, and so without a lease.
                 let leased = copy.is_none() && open.is_some_and(|file| self.disk.is_leased(file));
-                item.arrival.placed_ctime = self.vouched_ctime(leased, &seen);
+                item.arrival.placed_ctime = seen.identity.ctime;
+                item.arrival.ctime_vouches = self.ctime_vouches(leased, &seen);
                 continue;
             }
             // A placed name was moved by somebody else, or its file was written to.
@@ -324,6 +326,11 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
                 item.dropped = Some(Fate::Withdrawn);
                 Ok(())
             }
+            // Something that is no file took its place and was moved: it is nothing to set aside.
+            Err(_) if self.let_go(dirs, &arrival, seen)? => {
+                item.dropped = Some(again);
+                Ok(())
+            }
             // Its name is taken again, its directory went or keeps us out, its owner's quota is used up, or it was never there:
             // a copy on another filesystem.
             Err(_) => {
@@ -345,6 +352,36 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
                 Ok(())
             }
         }
+    }
+
+    /// Has what is at an arrival's destination and is no file leave the warehouse: under the next name in staging, or, but for a
+    /// directory, for good. False if it is a file, or stays.
+    fn let_go(
+        &self,
+        dirs: &mut BatchDirs<D>,
+        arrival: &Arrival,
+        seen: Option<FileStat>,
+    ) -> Result<bool, Failure> {
+        let Some(seen) = seen.filter(|seen| seen.kind != FileType::RegularFile) else {
+            return Ok(false);
+        };
+        let numbered = layout::numbered(name_of(&arrival.path), arrival.seq);
+        let numbered = arrival.path.with_file_name(numbered);
+        let (from, to) = (&arrival.placed, &numbered);
+        let source = Root::Input(arrival.source);
+        if self
+            .move_name(dirs, (Root::Warehouse, from), (source, to))?
+            .is_ok()
+        {
+            return Ok(true);
+        }
+        if seen.kind == FileType::Directory {
+            return Ok(false);
+        }
+        let dir = self.dir_of(dirs, Root::Warehouse, from, false)?;
+        Ok(dir
+            .and_then(|dir| self.disk.unlink(&dir, name_of(from)))
+            .is_ok())
     }
 
     /// Turns an arrival into one that was set aside because it changed after it was placed.
@@ -420,9 +457,9 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
         self.look(dirs, Root::Warehouse, path)?.map_err(failed)
     }
 
-    /// The ctime of a file that holds what was hashed, if every later change will show in it; else zero. Nobody may have been able to
-    /// write to it since it was read: because of its lease, or because it is ours alone.
-    fn vouched_ctime(&self, leased: bool, seen: &FileStat) -> Timestamp {
+    /// Whether a placed file holds what was hashed as long as it has this ctime: nobody was able to write to it since it was read,
+    /// because of its lease or because it is ours alone, and every later change will show.
+    fn ctime_vouches(&self, leased: bool, seen: &FileStat) -> bool {
         let ours = seen.uid == self.own_uid && seen.mode & 0o022 == 0;
         let ctime = seen.identity.ctime;
         let age_nanos = i128::from(self.clock.now_micros()) * 1000 - ctime.as_nanos();
@@ -431,10 +468,7 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
             Ctimes::Coarse => age_nanos >= TICK.as_nanos() as i128,
             Ctimes::Silent => false,
         };
-        match (leased || ours) && tells {
-            true => ctime,
-            false => Timestamp::default(),
-        }
+        (leased || ours) && tells
     }
 }
 

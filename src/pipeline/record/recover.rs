@@ -168,7 +168,7 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
         points::reached("recovery_paid");
         self.later.paid.extend(paid.paid);
         self.later.kept.extend(paid.kept);
-        self.later.owed_told = self.later.owed_told.max(paid.owed_told);
+        self.note_told(paid.owed_told);
         self.later_waits = true;
         self.commit_later()?;
         points::reached("recovered");

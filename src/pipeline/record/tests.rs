@@ -106,6 +106,7 @@ impl Site {
             counts: Counts::default(),
             aside: None,
             placed_ctime: Default::default(),
+            ctime_vouches: false,
         });
         self.seq += 1;
     }
