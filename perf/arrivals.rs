@@ -110,6 +110,8 @@ impl Arrivals {
             time_micros: self.time_micros,
             counts: Counts::default(),
             aside: None,
+            placed_ctime: Default::default(),
+            ctime_vouches: false,
             path,
         }
     }
