@@ -37,8 +37,8 @@ pub struct Locked {
     pub dir: Arc<OwnedFd>,
     /// Its path.
     pub path: PathBuf,
-    /// Held for as long as this is.
-    lock: OwnedFd,
+    /// Held for as long as this is; `None` where there is no marker yet.
+    lock: Option<OwnedFd>,
 }
 
 /// Everything a run holds.
@@ -97,17 +97,17 @@ impl Session {
             };
             made.map_err(|error| config("make the directory", path, &error))?;
         }
-        let state = lock(&settings.state_path, lock::OF_STATE)?;
+        let state = lock_state(&settings.state_path)?;
         let mut roots = Vec::new();
         let mut claims = Vec::new();
         for source in &sources {
-            roots.push(lock_input(&source.input)?);
+            roots.push(lock_shared(&source.input)?);
             let claim_dir = source.claim_dir.as_deref();
-            let claim_dir = claim_dir.map(|path| lock(path, lock::OF_FILES));
+            let claim_dir = claim_dir.map(lock_shared);
             claims.push(claim_dir.transpose()?);
         }
-        let warehouse = lock(&settings.warehouse, lock::OF_DATA)?;
-        let manifests = lock(&settings.manifests, lock::OF_DATA)?;
+        let mut warehouse = lock_marked(&settings.warehouse)?;
+        let mut manifests = lock_marked(&settings.manifests)?;
         let hlog = settings.hlog.as_deref().map(Hlog::open).transpose()?;
         for (path, role) in missing {
             events::directory_made(path, role);
@@ -143,8 +143,11 @@ impl Session {
             points::reached("ledger_named");
             opening.uuid = uuid;
         }
-        for place in [&warehouse, &manifests] {
+        for place in [&mut warehouse, &mut manifests] {
             claim(place, &opening, settings.durability)?;
+            if place.lock.is_none() {
+                *place = lock_marked(&place.path)?;
+            }
         }
         if let Some((path, error)) = misplaced(settings).first() {
             return Err(config("place files in", path, error));
@@ -158,7 +161,7 @@ impl Session {
         }
         let mut locks = Vec::new();
         for ((source, root), claims) in sources.into_iter().zip(roots).zip(claims) {
-            locks.push(root.lock);
+            locks.extend(root.lock);
             let root = root.dir;
             let id = ledger.source_id(&source.name, &source.input)?;
             let failed = |error: io::Error| config("use the input", &source.input, &error);
@@ -171,7 +174,7 @@ impl Session {
                 && !kind.overlay;
             let claim = claims
                 .map(|claims| {
-                    locks.push(claims.lock);
+                    locks.extend(claims.lock);
                     let durable = settings.durability == Durability::Full;
                     claim_dir(source, &root, (claims.dir, claims.path), durable)
                 })
@@ -327,35 +330,51 @@ pub(crate) fn config(operation: &str, path: &Path, error: &io::Error) -> Failure
     }
 }
 
-/// Locks a directory of ringest's own that is there, by the file `name` in it.
-pub(crate) fn lock(path: &Path, name: &str) -> Result<Locked, Failure> {
-    let dir = open::root_dir(path).map_err(|error| config("open", path, &error))?;
-    match lock::lock_own(&dir, name) {
-        Ok(Some(held)) => Ok(Locked {
-            dir: Arc::new(dir),
-            path: path.to_path_buf(),
-            lock: held,
-        }),
-        Ok(None) => Err(busy(path)),
-        Err(error) => Err(config("open the lock", &path.join(name), &error)),
+/// Locks a state directory that is there.
+pub(crate) fn lock_state(path: &Path) -> Result<Locked, Failure> {
+    let failed = |error: io::Error| config("lock", path, &error);
+    let dir = open::root_dir(path).map_err(failed)?;
+    lock::make_own(&dir, lock::OF_STATE).map_err(failed)?;
+    match lock::lock_own(&dir, lock::OF_STATE).map_err(failed)? {
+        Some(lock) => Ok(Locked::new(dir, path, Some(lock))),
+        None => Err(busy(path)),
     }
 }
 
-/// Locks a staging directory that is there.
-pub(crate) fn lock_input(path: &Path) -> Result<Locked, Failure> {
-    match lock::lock_input(path) {
+/// Locks a warehouse or manifests that are there, by their marker. Where there is none yet, whoever writes it is alone: the marker of another
+/// ledger is refused.
+pub(crate) fn lock_marked(path: &Path) -> Result<Locked, Failure> {
+    let failed = |error: io::Error| config("lock", path, &error);
+    let dir = open::root_dir(path).map_err(failed)?;
+    match lock::lock_own(&dir, layout::MARKER) {
+        Ok(Some(lock)) => Ok(Locked::new(dir, path, Some(lock))),
+        Ok(None) => Err(busy(path)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Locked::new(dir, path, None)),
+        Err(error) => Err(failed(error)),
+    }
+}
+
+/// Locks a staging or a claim directory that is there.
+pub(crate) fn lock_shared(path: &Path) -> Result<Locked, Failure> {
+    match lock::lock_shared(path) {
         Ok(Some(held)) => {
             if held.locked_by_others {
                 events::foreign_lock_ignored(path);
             }
-            Ok(Locked {
-                dir: Arc::new(held.dir),
-                path: path.to_path_buf(),
-                lock: held.record,
-            })
+            Ok(Locked::new(held.dir, path, Some(held.record)))
         }
         Ok(None) => Err(busy(path)),
         Err(error) => Err(config("open", path, &error)),
+    }
+}
+
+impl Locked {
+    fn new(dir: OwnedFd, path: &Path, lock: Option<OwnedFd>) -> Locked {
+        Locked {
+            dir: Arc::new(dir),
+            path: path.to_path_buf(),
+            lock,
+        }
     }
 }
 
@@ -455,13 +474,15 @@ fn claim(place: &Locked, opening: &Opening, durability: Durability) -> Result<()
             ledger: opening.uuid.clone(),
         };
         let flags = OFlags::CREATE | OFlags::TRUNC | OFlags::WRONLY | OFlags::CLOEXEC;
-        let mode = Mode::from_raw_mode(0o644);
+        let mode = Mode::RUSR | Mode::WUSR;
         let mut file = std::fs::File::from(rustix::fs::openat(
             &place.dir,
             MARKER_TEMPORARY,
             flags,
             mode,
         )?);
+        // It is the lock, too.
+        lock::keep_to_owner(&file, &place.dir)?;
         serde_json::to_writer(&file, &marker)?;
         file.write_all(b"\n")?;
         if durability == Durability::Full && !mutants::on("marker_unsynced") {

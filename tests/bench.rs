@@ -338,7 +338,7 @@ fn the_ingestion_of_a_killed_bench_ends_with_it() {
     wait_until("a file is ingested", placed);
     let root = ground(&site).join(&names_in(&ground(&site))[0]);
     let is_locked = || {
-        let state = fs::File::open(root.join("state")).expect("open");
+        let state = fs::File::open(root.join("state/lock")).expect("open");
         let taken = rustix::fs::FlockOperation::NonBlockingLockExclusive;
         rustix::fs::flock(&state, taken).is_err()
     };

@@ -199,8 +199,7 @@ fn a_partition_that_somebody_removes_before_a_file_is_placed_is_made_again() {
     let run = stopped_at("intents_committed", &site, &[]);
     for entry in fs::read_dir(&site.warehouse).expect("list") {
         let path = entry.expect("an entry").path();
-        let hidden = |path: &std::path::Path| path.ends_with(".ringest");
-        if path.is_dir() && !hidden(&path) {
+        if path.is_dir() {
             fs::remove_dir(path).expect("remove");
         }
     }

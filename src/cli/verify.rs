@@ -133,6 +133,7 @@ mod tests {
         let is_locked = || lock::is_locked(dir.path(), lock::OF_STATE);
         assert!(!is_locked());
         let state = crate::io::open::root_dir(dir.path()).unwrap();
+        lock::make_own(&state, lock::OF_STATE).unwrap();
         let held = lock::lock_own(&state, lock::OF_STATE).unwrap().unwrap();
         assert!(is_locked());
         drop(held);

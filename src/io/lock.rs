@@ -1,8 +1,8 @@
 //! Makes two instances on the same directories impossible, and lets nobody else keep one out.
 //!
-//! flock(2) needs no more than a descriptor, and a descriptor no more than the right to read. So a directory of our own is
-//! locked by a file in it that nobody else can open ([`lock_own`]). A staging directory belongs to others as well, and has no such file:
-//! its lock counts only if another instance holds it ([`lock_input`]).
+//! flock(2) needs no more than a descriptor, and a descriptor no more than the right to read. So state, warehouse and manifests are
+//! locked by a file in them that nobody else can open ([`lock_own`]). A directory that others may read, and that has no such file, staging
+//! above all, is locked itself, but its lock counts only if another instance holds it ([`lock_shared`]).
 
 use std::ffi::OsStr;
 use std::io;
@@ -25,21 +25,52 @@ const RETRY_REST: Duration = Duration::from_millis(10);
 
 /// The lock of a state directory, beneath it.
 pub const OF_STATE: &str = "lock";
-/// The lock of a warehouse or of manifests, in a directory of its own beneath them.
-pub const OF_DATA: &str = ".ringest/.lock";
-/// The lock of a directory that holds log files, or files in work, beneath it.
-pub const OF_FILES: &str = ".ringest-lock";
-/// The directory of [`OF_DATA`]: no part of a warehouse.
-pub const DIR_OF_DATA: &str = ".ringest";
 
 /// Locks a directory of our own by the file `name` in it, for as long as what is returned is open. `Ok(None)`: somebody else has
-/// it. The file and a directory that it lies in are made with rights for their owner alone, who is the directory's if we are root.
+/// it. The file is for its owner alone; [`make_own`] makes it.
 ///
 /// # Errors
-/// Of opening or making the file.
+/// NotFound, and others of opening the file or of taking rights from others.
 pub fn lock_own(dir: impl AsFd, name: &str) -> io::Result<Option<OwnedFd>> {
-    let file = open_own(dir.as_fd(), name)?;
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = rustix::fs::openat(dir, name, flags, Mode::empty())?;
+    let seen = rustix::fs::fstat(&file)?;
+    if FileType::from_raw_mode(seen.st_mode) != FileType::RegularFile {
+        return Err(io::Error::other(format!("{name} is not a regular file")));
+    }
+    let own = Mode::RUSR | Mode::WUSR;
+    if seen.st_mode & 0o077 != 0 && seen.st_uid == rustix::process::geteuid().as_raw() {
+        rustix::fs::fchmod(&file, own)?;
+    }
     Ok(lock(&file)?.then_some(file))
+}
+
+/// Makes an empty file for [`lock_own`], if it is not there.
+///
+/// # Errors
+/// Of making it.
+pub fn make_own(dir: impl AsFd, name: &str) -> io::Result<()> {
+    let flags = OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let own = Mode::RUSR | Mode::WUSR;
+    match rustix::fs::openat(&dir, name, flags | OFlags::CREATE | OFlags::EXCL, own) {
+        Ok(made) => Ok(keep_to_owner(&made, dir)?),
+        Err(Errno::EXIST) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Gives a file that was just made in a directory of our own rights for its owner alone. What root makes for another user's instance,
+/// that one must be able to use: it becomes the directory's owner's.
+///
+/// # Errors
+/// Of fchmod, fchown.
+pub fn keep_to_owner(made: impl AsFd, dir: impl AsFd) -> io::Result<()> {
+    let owner = rustix::fs::fstat(dir)?.st_uid;
+    rustix::fs::fchmod(&made, Mode::RUSR | Mode::WUSR)?;
+    if rustix::process::geteuid().is_root() && owner != 0 {
+        rustix::fs::fchown(&made, Some(rustix::fs::Uid::from_raw(owner)), None)?;
+    }
+    Ok(())
 }
 
 /// Whether a directory is locked so. False where we may not look.
@@ -49,54 +80,6 @@ pub fn is_locked(dir: &Path, name: &str) -> bool {
     rustix::fs::open(dir.join(name), flags, Mode::empty()).is_ok_and(|file| {
         rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared) == Err(Errno::WOULDBLOCK)
     })
-}
-
-#[allow(
-    clippy::disallowed_methods,
-    reason = "nothing depends on its being durable"
-)]
-fn open_own(dir: impl AsFd, name: &str) -> io::Result<OwnedFd> {
-    let owner = rustix::fs::fstat(&dir)?.st_uid;
-    // What root makes for another user's instance, that one must be able to use.
-    let give = |made: &OwnedFd| match rustix::process::geteuid().is_root() && owner != 0 {
-        true => rustix::fs::fchown(made, Some(rustix::fs::Uid::from_raw(owner)), None),
-        false => Ok(()),
-    };
-    if let Some((parent, name)) = name.split_once('/') {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let open = || rustix::fs::openat(&dir, parent, flags, Mode::empty());
-        let parent = match open() {
-            Err(Errno::NOENT) => {
-                match rustix::fs::mkdirat(&dir, parent, Mode::RWXU) {
-                    Ok(()) | Err(Errno::EXIST) => {}
-                    Err(error) => return Err(error.into()),
-                }
-                let made = open()?;
-                rustix::fs::fchmod(&made, Mode::RWXU)?;
-                give(&made)?;
-                made
-            }
-            opened => opened?,
-        };
-        return open_own(parent, name);
-    }
-    let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let mode = Mode::RUSR | Mode::WUSR;
-    // Made only where there is none: a full disk has no room for it.
-    let file = match rustix::fs::openat(&dir, name, flags, mode) {
-        Err(Errno::NOENT) => {
-            let made = rustix::fs::openat(&dir, name, flags | OFlags::CREATE, mode)?;
-            rustix::fs::fchmod(&made, mode)?;
-            give(&made)?;
-            made
-        }
-        opened => opened?,
-    };
-    let seen = rustix::fs::fstat(&file)?;
-    if FileType::from_raw_mode(seen.st_mode) != FileType::RegularFile {
-        return Err(io::Error::other(format!("{name} is not a regular file")));
-    }
-    Ok(file)
 }
 
 /// Opens a directory that nobody else can open, and locks it, for as long as the descriptor is open. `Ok(None)`: somebody else has it.
@@ -135,9 +118,9 @@ fn try_lock(fd: impl AsFd) -> io::Result<bool> {
     }
 }
 
-/// A staging directory that no other instance uses.
+/// A directory that others may read, and that no other instance uses.
 #[derive(Debug)]
-pub struct InputLock {
+pub struct SharedLock {
     /// The directory.
     pub dir: OwnedFd,
     /// What other instances of the same user find beneath `/proc`: a memory file with a name made of the directory's.
@@ -146,15 +129,15 @@ pub struct InputLock {
     pub locked_by_others: bool,
 }
 
-/// Opens a staging directory for this process alone, for as long as what is returned is open. `Ok(None)`: another instance uses
+/// Opens a directory that others may read for this process alone, for as long as what is returned is open. `Ok(None)`: another instance uses
 /// it. Anybody who may read the directory may lock it; a lock that no instance of the same user holds keeps nobody out.
 ///
 /// # Errors
 /// Of opening it.
-pub fn lock_input(path: &Path) -> io::Result<Option<InputLock>> {
+pub fn lock_shared(path: &Path) -> io::Result<Option<SharedLock>> {
     let dir = super::open::root_dir(path)?;
     let seen = rustix::fs::fstat(&dir)?;
-    let name = format!("ringest-input-{}-{}", seen.st_dev, seen.st_ino);
+    let name = format!("ringest-lock-{}-{}", seen.st_dev, seen.st_ino);
     // Before the lock: who fails to get that has to find out why.
     let record = rustix::fs::memfd_create(&name, MemfdFlags::CLOEXEC)?;
     let began = Instant::now();
@@ -179,7 +162,7 @@ pub fn lock_input(path: &Path) -> io::Result<Option<InputLock>> {
             (false, false) if mutants::on("strangers_lock_counts") => return Ok(None),
             (false, false) => {}
         }
-        return Ok(Some(InputLock {
+        return Ok(Some(SharedLock {
             dir,
             record,
             locked_by_others: !locked,
@@ -240,37 +223,38 @@ mod tests {
 
     #[test]
     fn a_directory_of_our_own_is_locked_by_a_file_that_nobody_else_can_open() {
-        for name in [OF_STATE, OF_DATA, OF_FILES] {
-            let root = tempfile::tempdir().unwrap();
-            let dir = super::super::open::root_dir(root.path()).unwrap();
-            let first = lock_own(&dir, name).unwrap();
-            assert!(first.is_some());
-            let path = root.path().join(name);
-            let mode = |path: &Path| path.metadata().unwrap().permissions().mode() & 0o777;
-            assert_eq!(mode(&path), 0o600, "{name}");
-            if name == OF_DATA {
-                assert_eq!(mode(path.parent().unwrap()), 0o700);
-            }
-            assert!(is_locked(root.path(), name));
-            // A lock on the directory itself is anybody's, and keeps nobody out.
-            let strangers = lock_dir(root.path()).unwrap();
-            assert!(strangers.is_some());
-            assert!(lock_own(&dir, name).unwrap().is_none());
-            drop(first);
-            assert!(!is_locked(root.path(), name));
-            assert!(lock_own(&dir, name).unwrap().is_some());
-        }
+        let root = tempfile::tempdir().unwrap();
+        let dir = super::super::open::root_dir(root.path()).unwrap();
+        let missing = lock_own(&dir, OF_STATE).unwrap_err();
+        assert_eq!(missing.kind(), io::ErrorKind::NotFound);
+        make_own(&dir, OF_STATE).unwrap();
+        let path = root.path().join(OF_STATE);
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).unwrap();
+        make_own(&dir, OF_STATE).unwrap();
+        let first = lock_own(&dir, OF_STATE).unwrap();
+        assert!(first.is_some());
+        assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o600);
+        assert!(is_locked(root.path(), OF_STATE));
+        // A lock on the directory itself is anybody's, and keeps nobody out.
+        let strangers = lock_dir(root.path()).unwrap();
+        assert!(strangers.is_some());
+        assert!(lock_own(&dir, OF_STATE).unwrap().is_none());
+        drop(first);
+        assert!(!is_locked(root.path(), OF_STATE));
+        assert!(lock_own(&dir, OF_STATE).unwrap().is_some());
     }
 
     #[test]
     fn a_lock_that_no_instance_holds_keeps_nobody_out_of_a_staging_directory() {
         let dir = tempfile::tempdir().unwrap();
-        let lock = lock_input(dir.path()).unwrap().expect("free");
+        let lock = lock_shared(dir.path()).unwrap().expect("free");
         assert!(!lock.locked_by_others);
         drop(lock);
         let strangers = super::super::open::root_dir(dir.path()).unwrap();
         rustix::fs::flock(&strangers, FlockOperation::NonBlockingLockExclusive).unwrap();
-        let lock = lock_input(dir.path()).unwrap().expect("no instance has it");
+        let lock = lock_shared(dir.path())
+            .unwrap()
+            .expect("no instance has it");
         assert!(lock.locked_by_others);
     }
 }

@@ -202,14 +202,14 @@ impl Roots {
         }
         open::make_private_dirs(&settings.state_path)
             .map_err(|error| session::config("make the directory", &settings.state_path, &error))?;
-        let state = session::lock(&settings.state_path, lock::OF_STATE)?;
+        let state = session::lock_state(&settings.state_path)?;
         let inputs = settings.sources.iter();
         Ok(Roots {
             inputs: inputs
-                .map(|source| session::lock_input(&source.input))
+                .map(|source| session::lock_shared(&source.input))
                 .collect::<Result<_, _>>()?,
-            warehouse: session::lock(&settings.warehouse, lock::OF_DATA)?,
-            manifests: session::lock(&settings.manifests, lock::OF_DATA)?,
+            warehouse: session::lock_marked(&settings.warehouse)?,
+            manifests: session::lock_marked(&settings.manifests)?,
             _state: state,
         })
     }
@@ -465,7 +465,7 @@ impl<'a> Rebuild<'a> {
             .iter()
             .filter(|entry| entry.input == input)
             .find_map(|entry| self.inputs.get(&entry.id).cloned());
-        let dir = open_already.or_else(|| match lock::lock_input(input) {
+        let dir = open_already.or_else(|| match lock::lock_shared(input) {
             Ok(Some(held)) => {
                 self.held.push(held.record);
                 Some(Arc::new(held.dir))

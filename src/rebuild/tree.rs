@@ -4,7 +4,6 @@ use std::path::{Path, PathBuf};
 
 use globset::{GlobBuilder, GlobMatcher};
 
-use crate::io::lock;
 use crate::pipeline::record::layout;
 use crate::settings::{Field, Layout, Piece, RESERVED_NAMES, Settings, Source, Template};
 
@@ -79,9 +78,7 @@ impl Tree {
     /// Whether a directory, or one beneath it, may hold files of the warehouse.
     pub fn is_data(&self, dir: &Path) -> bool {
         let first = dir.iter().next().unwrap_or_default();
-        let own = RESERVED_NAMES.iter().any(|name| first == *name)
-            || first == lock::DIR_OF_DATA
-            || first == "lost+found";
+        let own = RESERVED_NAMES.iter().any(|name| first == *name) || first == "lost+found";
         !own && !self.apart.iter().any(|apart| dir == apart)
     }
 }

@@ -7,7 +7,6 @@ use std::fs::{DirEntry, Metadata};
 use std::path::{Path, PathBuf};
 
 use crate::failure::Failure;
-use crate::io::lock;
 use crate::ledger::lmdb::{Lmdb, Snapshot};
 use crate::ledger::{OwedKind, RecordState};
 use crate::pipeline::record::hidden::Hidden;
@@ -69,7 +68,6 @@ pub fn warehouse(
         let ignored = at_top
             && (name == layout::MARKER
                 || name == MARKER_TEMPORARY
-                || name == lock::DIR_OF_DATA
                 || name == LOST_AND_FOUND
                 || scope.running && name == layout::TMP_DIR
                 || name.as_encoded_bytes().starts_with(PROBE_PREFIX));

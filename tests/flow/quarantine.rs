@@ -574,16 +574,18 @@ fn a_file_that_was_recorded_again_is_not_given_back_twice() {
         return;
     };
     set_aside(&site, "a.csv", BAD);
+    // Its hidden name is the same each time.
+    stopped_at(&site, "retry", &["1"], "retry_left").kill(false);
+    let [hidden] = &files_beneath(&site.staging)[..] else {
+        panic!("{:?}", files_beneath(&site.staging));
+    };
+    let hidden = hidden.clone();
     stopped_at(&site, "retry", &["1"], "retry_named").kill(false);
     let mut run = site.run(&["--config", &config(&site, ANY), "--once"]);
     run.env("RINGEST_STOP_AT", "lines_synced");
     kill_at(run, &site);
     // A power cut takes the last rename back, which nobody had synced.
     let own = site.staging.join("a.csv");
-    let ledger = fs::read_to_string(site.warehouse.join(".ringest-ledger")).expect("a marker");
-    let ledger: Value = serde_json::from_str(&ledger).expect("JSON");
-    let ledger = ledger["ledger"].as_str().expect("a name");
-    let hidden = site.staging.join(format!(".ringest-retry-{ledger}-1"));
     fs::rename(&own, &hidden).expect("take the rename back");
     run_once(&site, ANY);
     site.line("a.csv");

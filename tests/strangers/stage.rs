@@ -119,6 +119,7 @@ impl Stage {
             .env_clear()
             .env("PATH", "/usr/bin:/bin")
             .env("WAREHOUSE", &self.site.warehouse)
+            .env("LEDGER", self.ledger())
             .env("MANIFESTS", &self.site.manifests)
             .env("STATE", &self.site.state)
             .env("ROOT", &self.site.root)
@@ -153,6 +154,13 @@ impl Stage {
             .expect("read from python3");
         assert!(!line.is_empty(), "the script ended at once:\n{script}");
         Beside(child)
+    }
+
+    /// The ledger's name, if it has one: suppose that she has seen it in a name.
+    fn ledger(&self) -> String {
+        let marker = fs::read(self.site.warehouse.join(".ringest-ledger")).unwrap_or_default();
+        let marker = serde_json::from_slice::<serde_json::Value>(&marker).unwrap_or_default();
+        marker["ledger"].as_str().unwrap_or_default().to_owned()
     }
 
     /// Uploads a file of the honest uploader's.
@@ -273,9 +281,7 @@ def exchange(one, other):
         raise OSError(ctypes.get_errno(), "exchange", one)
 
 def ledger():
-    import json
-    with open(os.path.join(WAREHOUSE, ".ringest-ledger")) as marker:
-        return json.load(marker)["ledger"]
+    return os.environ["LEDGER"]
 
 def tries(call, *args):
     # Whether she may.

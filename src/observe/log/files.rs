@@ -188,11 +188,10 @@ impl Output for LogFiles {
     }
 }
 
-/// Opens the directory and locks it. `None`: another process has it.
+/// Opens the directory and locks it, for as long as what is returned is open. `None`: another process has it.
 fn open_dir(path: &Path) -> io::Result<Option<(OwnedFd, OwnedFd)>> {
-    let dir = open::root_dir(path)?;
-    let lock = lock::lock_own(&dir, lock::OF_FILES)?;
-    Ok(lock.map(|lock| (dir, lock)))
+    let held = lock::lock_shared(path)?;
+    Ok(held.map(|held| (held.dir, held.record)))
 }
 
 /// One of the files, with those that it was before.
@@ -492,8 +491,8 @@ mod tests {
         assert_eq!(read(&root, "app.log").as_deref(), Some("two\n"));
         assert_eq!(read(&root, "error.log").as_deref(), Some("two\n"));
         // It is ours alone, and the old one is free.
-        assert!(lock::is_locked(&dir, lock::OF_FILES));
-        assert!(!lock::is_locked(&root.path().join("old"), lock::OF_FILES));
+        assert!(lock::lock_dir(&dir).unwrap().is_none());
+        assert!(lock::lock_dir(&root.path().join("old")).unwrap().is_some());
         fs::remove_dir_all(&dir).unwrap();
         fs::create_dir(&dir).unwrap();
         files.reopen();

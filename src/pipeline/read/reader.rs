@@ -380,6 +380,11 @@ impl Reader {
             if !is_large(candidate.identity.size) {
                 return Next::Candidate(candidate, None);
             }
+            // During a pause it is the one that finds out about room.
+            if has_place && shared.metrics.pause_reason().is_some() {
+                let open = shared.large.opened(candidate.uploader());
+                return Next::Candidate(candidate, Some(open));
+            }
             // This reader takes it up again itself if nobody is faster. What has its place in an order keeps it.
             let bounded = candidate.turn.is_none();
             let uploader = candidate.uploader();

@@ -234,13 +234,13 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
         let root = Root::Input(intent.source);
         let parent = intent.path.parent().unwrap_or(Path::new(""));
         let mut names = self.hidden.names(Hidden::Leaving, intent.seq);
-        let hidden = loop {
+        let (hidden, seen) = loop {
             let Some(name) = names.next() else {
                 return Ok(());
             };
             let hidden = parent.join(name);
             match self.look(dirs, root, &hidden)? {
-                Ok(Some(_)) => break hidden,
+                Ok(Some(seen)) => break (hidden, seen),
                 Err(error) if is_of_device(&error) => {
                     return Err(Failure::io("look at", &self.source_path(intent), &error));
                 }
@@ -248,8 +248,7 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
             }
         };
         let ours = |seen: FileStat| seen.identity.same_inode(&intent.identity);
-        let seen = self.look(dirs, root, &hidden)?;
-        if !seen.is_ok_and(|seen| seen.is_some_and(ours)) || mutants::on("hidden_source_left") {
+        if !ours(seen) || mutants::on("hidden_source_left") {
             return Ok(());
         }
         touched.insert((root, parent.to_path_buf()));
@@ -257,35 +256,28 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
         let remedy = "it stays under its hidden name; check the permissions of its directory";
         let numbered = parent.join(layout::numbered(name_of(&intent.path), intent.seq));
         for name in [&intent.path, &numbered] {
-            match self.move_name(dirs, (root, &hidden), (root, name))? {
+            let error = match self.move_name(dirs, (root, &hidden), (root, name))? {
                 Ok(()) => return Ok(()),
-                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
                 Err(error) if is_of_device(&error) => {
                     return Err(Failure::io("give its name back to", &path, &error));
                 }
-                Err(error) => {
-                    events::file_failed(&path, "give its name back to", &error.to_string(), remedy);
-                    return Ok(());
-                }
-            }
+                Err(error) => error,
+            };
             // A second name would keep it from being recorded, or wait in staging for ever once it was set aside.
             for twin in [&intent.placed, &layout::changed_path(intent)] {
                 let seen = self.look_in_warehouse(dirs, twin)?;
-                if seen.is_some_and(ours) && !mutants::on("hidden_twin_left") {
-                    let removed = self
-                        .dir_of(dirs, root, &hidden, false)?
-                        .and_then(|dir| self.disk.unlink(&dir, name_of(&hidden)));
-                    return match removed {
-                        Err(error) if is_of_device(&error) => {
-                            Err(Failure::io("remove", &path, &error))
-                        }
-                        Err(error) => {
-                            events::file_failed(&path, "remove", &error.to_string(), remedy);
-                            Ok(())
-                        }
-                        Ok(()) => Ok(()),
-                    };
+                if !seen.is_some_and(ours) || mutants::on("hidden_twin_left") {
+                    continue;
                 }
+                let removed = self
+                    .dir_of(dirs, root, &hidden, false)?
+                    .and_then(|dir| self.disk.unlink(&dir, name_of(&hidden)));
+                // Only a recovery that was killed leaves that; what is left of it would be nobody's.
+                return removed.map_err(|error| Failure::io("remove", &path, &error));
+            }
+            if error.kind() != std::io::ErrorKind::AlreadyExists {
+                events::file_failed(&path, "give its name back to", &error.to_string(), remedy);
+                return Ok(());
             }
         }
         Ok(())
