@@ -170,31 +170,35 @@ pub fn lock_shared(path: &Path) -> io::Result<Option<SharedLock>> {
     }
 }
 
-/// Whether another process of this program and user has a memory file of that name. Whatever strangers run, setuid programs included, is
-/// of another user or another program. `None`: `/proc` cannot be looked at.
+/// Whether another process of this program and user has a memory file of that name, or this one has two. Whatever strangers run, setuid
+/// programs included, is of another user or another program. `None`: `/proc` cannot be looked at.
 fn others_with(name: &str) -> Option<bool> {
     let own_uid = rustix::process::geteuid().as_raw();
     let own_pid = std::process::id().to_string();
     let own_program = program_of(Path::new("/proc/self"))?;
     let link = format!("/memfd:{name} (deleted)");
-    let has_record = |process: &Path| {
-        let Ok(descriptors) = std::fs::read_dir(process.join("fd")) else {
-            return false;
-        };
-        let mut descriptors = descriptors.flatten();
-        descriptors.any(|it| std::fs::read_link(it.path()).is_ok_and(|it| it == Path::new(&link)))
+    let records = |process: &Path| {
+        let descriptors = std::fs::read_dir(process.join("fd")).into_iter().flatten();
+        let links = descriptors
+            .flatten()
+            .map(|it| std::fs::read_link(it.path()));
+        links
+            .filter(|it| it.as_ref().is_ok_and(|it| it == Path::new(&link)))
+            .count()
     };
+    if records(Path::new("/proc/self")) > 1 {
+        return Some(true);
+    }
     let processes = std::fs::read_dir("/proc").ok()?.flatten();
     let others = processes.filter(|entry| {
         let name = entry.file_name();
         name.as_bytes().first().is_some_and(u8::is_ascii_digit) && *name != *own_pid
     });
-    let mut ours = others.filter(|entry| {
-        let process = entry.path();
-        std::fs::metadata(&process).is_ok_and(|it| it.uid() == own_uid)
-            && program_of(&process).is_some_and(|program| program == own_program)
+    let mut ours = others.map(|entry| entry.path()).filter(|process| {
+        std::fs::metadata(process).is_ok_and(|it| it.uid() == own_uid)
+            && program_of(process).is_some_and(|program| program == own_program)
     });
-    Some(ours.any(|entry| has_record(&entry.path())))
+    Some(ours.any(|process| records(&process) > 0))
 }
 
 /// The file name of the program that a process runs, whether or not it has been replaced since.
@@ -249,6 +253,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let lock = lock_shared(dir.path()).unwrap().expect("free");
         assert!(!lock.locked_by_others);
+        assert!(lock_shared(dir.path()).unwrap().is_none());
         drop(lock);
         let strangers = super::super::open::root_dir(dir.path()).unwrap();
         rustix::fs::flock(&strangers, FlockOperation::NonBlockingLockExclusive).unwrap();

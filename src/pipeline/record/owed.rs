@@ -102,6 +102,8 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
             match removal {
                 Removal::Gone | Removal::NoRoom(_) => {}
                 Removal::Postponed => {
+                    // It is recorded: until its name is gone it must not be read again.
+                    self.kept.add_unseen(&owed);
                     self.postponed.push_back(owed);
                     continue;
                 }
