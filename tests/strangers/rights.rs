@@ -1,6 +1,6 @@
 //! Rights to a directory of her own that an uploader takes away and gives back, whatever ringest is doing there.
 
-use crate::stage::{Warehouse, everywhere, in_turn};
+use crate::stage::{Warehouse, alternately, everywhere};
 
 /// Points at which work is under way in her directory.
 const POINTS: [&str; 9] = [
@@ -32,13 +32,14 @@ os.chmod("hers", 0o777)
 "#;
 
 fn attack(kill: bool, warehouse: Warehouse) {
+    let mut turns = 0..;
     for (number, point) in POINTS.into_iter().enumerate() {
         // Three of them at each point: all come at some, and other ones where files are moved.
         let shift = usize::from(warehouse == Warehouse::Beside) + 2 * usize::from(kill);
         for which in (0..3).map(|turn| (number + shift + 2 * turn) % CLOSED.len()) {
             let close = CLOSED[which];
             eprintln!("at {point}: {close}");
-            in_turn(number + which, warehouse, |stage| {
+            alternately(turns.next().unwrap_or(0), warehouse, |stage| {
                 // Her directory may be written to: her files are to be moved.
                 stage.stranger(
                     "os.mkdir('hers'); os.chmod('hers', 0o777)\n\

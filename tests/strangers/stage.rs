@@ -58,14 +58,24 @@ pub fn everywhere(warehouse: Warehouse, attack: impl Fn(&Stage)) {
 
 /// The same in one kind of staging directory, for attacks of which there are many: each turn has another kind.
 pub fn in_turn(turn: usize, warehouse: Warehouse, attack: impl Fn(&Stage)) {
-    let kind = KINDS[turn % KINDS.len()];
     for user in [ROOT, NOBODY] {
-        let Some(stage) = Stage::new(user, kind, warehouse) else {
-            return;
-        };
-        eprintln!("as uid {user}, {kind:?}, {warehouse:?}");
-        attack(&stage);
+        play(user, turn, warehouse, &attack);
     }
+}
+
+/// The same as one of the two users, for attacks of which there are hundreds: six turns are all pairs of a user and a kind.
+pub fn alternately(turn: usize, warehouse: Warehouse, attack: impl Fn(&Stage)) {
+    let user = [ROOT, NOBODY][turn / KINDS.len() % 2];
+    play(user, turn, warehouse, &attack);
+}
+
+fn play(user: u32, turn: usize, warehouse: Warehouse, attack: &impl Fn(&Stage)) {
+    let kind = KINDS[turn % KINDS.len()];
+    let Some(stage) = Stage::new(user, kind, warehouse) else {
+        return;
+    };
+    eprintln!("as uid {user}, {kind:?}, {warehouse:?}");
+    attack(&stage);
 }
 
 const ARGS: RunArgs = &["--stability-seconds", "0.05", "--recursive"];
