@@ -467,7 +467,7 @@ fn all_that_is_open_closes_when_a_program_is_started() {
     let site = site.with(&["--claim-dir", claims.to_str().expect("UTF-8")]);
     site.put("a.csv", "content\n");
     // Started with nothing open, too.
-    let bare = "import os, sys; os.closerange(3, 65536); os.execv(sys.argv[1], sys.argv[1:])";
+    let bare = "import os, sys; os.closerange(3, 65536); os.execvp(sys.argv[1], sys.argv[1:])";
     let mut running = Running::spawn(through(&["python3", "-c", bare], &site.run(&[])));
     running.wait_for_event("started", "");
     let open = format!("/proc/{}/fdinfo", running.id());
