@@ -94,7 +94,7 @@ fn close_all_on_exec() -> io::Result<()> {
     }
 }
 
-/// The same where the kernel (before 5.11) or a filter of system calls has no close_range(2).
+/// Marks every descriptor close-on-exec where the kernel (before 5.11) or a filter of system calls has no close_range(2).
 fn close_each_on_exec() -> io::Result<()> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let list = rustix::fs::openat(CWD, c"/proc/self/fd", flags, Mode::empty())?;
@@ -167,7 +167,7 @@ mod tests {
         assert_eq!(said, descriptors::former_limit().expect("raised").current);
     }
 
-    /// What a shell has open beside 0 to 2, and what `ls` opens itself, as numbers.
+    /// Descriptors of a shell beside 0 to 2 and the one that `ls` opens itself, as numbers.
     fn open_in(command: &mut Command) -> Vec<String> {
         command.args(["-c", "ls /proc/self/fd"]);
         let said = command.output().expect("sh(1)").stdout;

@@ -1,6 +1,6 @@
 //! Runs a program that may hang, start others or write without end: for a limited time, and keeping a limited part of what it writes.
 //!
-//! It starts with nothing of this process but what it is given: a descriptor, and what the caller says of environment and working
+//! The program starts with nothing of this process but what it is given: a descriptor, and what the caller says of environment and working
 //! directory.
 //!
 //! The program leads a process group of its own. When it has ended, or has to, all that is in the group is killed, and what has left

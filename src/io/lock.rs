@@ -19,7 +19,7 @@ use crate::trial::mutants;
 
 /// A killed process can hold its locks for some milliseconds, while its ring is torn down.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// Of two instances that begin at the same moment, the one that has the lock waits for the other to give up.
+/// Time that an instance with the lock waits for one that began at the same moment to give up.
 const PATIENCE_WITH_LOCK: Duration = Duration::from_secs(3);
 const RETRY_REST: Duration = Duration::from_millis(10);
 
@@ -123,7 +123,7 @@ fn try_lock(fd: impl AsFd) -> io::Result<bool> {
 pub struct SharedLock {
     /// The directory.
     pub dir: OwnedFd,
-    /// What other instances of the same user find beneath `/proc`: a memory file with a name made of the directory's.
+    /// A memory file, named after the directory's numbers, which other instances of the same user find beneath `/proc`.
     pub record: OwnedFd,
     /// Whether somebody else, who is no instance, holds its lock.
     pub locked_by_others: bool,

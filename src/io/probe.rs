@@ -36,7 +36,7 @@ pub struct FsKind {
     pub fuse: bool,
 }
 
-/// What the ctimes of files on a filesystem tell, to whoever compares them later.
+/// Reliability of a filesystem's ctimes as evidence that a file is unchanged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Ctimes {
     /// A change after a look always makes another ctime (multigrain timestamps).
@@ -49,7 +49,7 @@ pub enum Ctimes {
 }
 
 impl FsKind {
-    /// What ctimes tell here. ext4, xfs and btrfs change them when a page that was written back is stored to again; tmpfs does not,
+    /// Reliability of ctimes here. ext4, xfs and btrfs change them when a page that was written back is stored to again; tmpfs does not,
     /// and nobody knows about the others. Multigrain timestamps came with Linux 6.13, for those three.
     pub fn ctimes(&self) -> Ctimes {
         const TELLING: [u64; 3] = [0xef53, 0x5846_5342, BTRFS];

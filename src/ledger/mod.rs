@@ -37,13 +37,13 @@ pub struct Opening {
     pub pending_lines: Vec<PendingLines>,
     /// Every staging directory ever used.
     pub sources: Vec<SourceEntry>,
-    /// What nobody else knows.
+    /// The key of hidden names, which nobody else knows.
     pub secret: Secret,
     /// Owed removals up to this number were told of before, and wait without another word.
     pub owed_told: u64,
 }
 
-/// What makes hidden names in staging unforeseeable. It is drawn once for each ledger.
+/// The key that makes hidden names in staging unforeseeable, drawn once for each ledger.
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
 pub struct Secret {
     /// Random.

@@ -392,7 +392,7 @@ pub static KEYS: &[Key] = &[
         Kind::Variables,
         &[],
         "NAME[=VALUE]",
-        "What check_command has in its environment beside PATH, LANG and RINGEST_CHECK_…; repeatable [default: none]",
+        "Variables for check_command beside PATH, LANG and RINGEST_CHECK_…; repeatable [default: none]",
     ),
     of_source(
         "mask_fields",
@@ -459,7 +459,7 @@ pub static KEYS: &[Key] = &[
         Kind::Choice(words::<PlacedOwner>),
         &["keep"],
         "OWNER",
-        "Who owns placed files",
+        "Owner of placed files",
     ),
     of_source(
         "placed_group",

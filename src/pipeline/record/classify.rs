@@ -242,7 +242,7 @@ impl<D: Disk, L: Ledger> Recorder<D, L> {
         Ok(promised.next())
     }
 
-    /// The same of a file that is there.
+    /// Finds the component of a directory, from number `own` on, that is a file in the warehouse.
     fn file_on_the_way(
         &self,
         dirs: &mut BatchDirs<D>,

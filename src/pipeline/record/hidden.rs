@@ -20,7 +20,7 @@ use crate::trial::mutants;
 /// Bytes of the HMAC that a name shows.
 const TAG_BYTES: usize = 8;
 
-/// What a hidden name stands for.
+/// The kinds of hidden names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Hidden {
     /// A source or a duplicate on its way out.
